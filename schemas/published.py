@@ -1,0 +1,86 @@
+"""The words for what is published: Redis keys and the manifest of a release. See docs/contract.md."""
+
+import msgspec
+
+
+def current_key(stream: str) -> str:
+    return f"afresh:{stream}:current"
+
+
+def entity_key(stream: str, generation: int, entity: str) -> str:
+    return f"afresh:{stream}:g{generation}:{entity}"
+
+
+def encoder_key(stream: str, release: int) -> str:
+    return f"afresh:{stream}:encoder:{release}"
+
+
+def releases_key(stream: str) -> str:
+    return f"afresh:{stream}:releases"
+
+
+def group_key(stream: str, group: int) -> str:
+    return f"afresh:{stream}:group:{group}"
+
+
+class Input(msgspec.Struct, frozen=True):
+    """One input or output of a graph: ONNX name, dtype, shape (numbers, or names of free axes)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Overlap(msgspec.Struct, frozen=True):
+    """How far two releases agree on held-out entities."""
+
+    release: int
+    entities: int
+    cosine: float  # mean cosine of the two vectors of one entity
+    neighbours: float  # mean share of common nearest neighbours (10)
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """One check a release had to pass."""
+
+    name: str
+    value: float
+    threshold: float
+    ok: bool
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What someone needs to encode records as the daemon does."""
+
+    format: int = 1
+    stream: str
+    release: int
+    generation: int
+    created_us: int
+    dim: int
+    window: int  # L of the anchor rule
+    numbers: tuple[str, ...]  # names of the number columns, in order
+    categories: tuple[str, ...]
+    session_gap_us: int
+    state: int  # width of the recurrent state
+    encode: tuple[Input, ...]
+    encode_out: tuple[Input, ...]
+    step: tuple[Input, ...]
+    step_out: tuple[Input, ...]
+    encode_sha256: str
+    step_sha256: str
+    category_hash: str = "xxh3_64(seed=0) of the UTF-8 text as two's complement int64"
+    anchor: str = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
+    snapshot: str = ""  # the learner snapshot it came from
+    updates: int = 0  # optimiser updates behind it
+    gates: tuple[Gate, ...] = ()
+    overlap_previous: Overlap | None = None
+    overlap_first: Overlap | None = None
+
+
+def anchored_window(n: int, window: int) -> int:
+    """How many of the newest rows the vector after an entity's n-th record encodes.
+
+    After n records: all of them below window/2, then window/2 + n mod (window/2)."""
+    half = window // 2
+    return n if n < half else half + n % half

@@ -1,0 +1,180 @@
+"""The words for what is read: fields, columns of records, windows of one entity's records.
+
+Shapes: N records, T rows of a window, B windows, Fn number-like fields, Fc category fields,
+K = 2 + 3·Fn running totals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from msgspec import Meta
+
+from schemas.errors import SettingsError
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+
+OFFSET_BITS = 48
+"""A row's `position` is topic index << 48 | offset: it orders rows of equal time."""
+
+
+class FieldType(StrEnum):
+    category = "category"  # text or integer -> 64-bit hash
+    number = "number"  # float32; NaN is missing
+    flag = "flag"  # true/false -> a number 1.0/0.0
+    time = "time"  # an instant -> a number: its seconds after the record's own time
+
+
+class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input of a record. `path` (dots go into nested objects) defaults to `name`."""
+
+    name: str
+    type: FieldType
+    path: str = ""
+    default: str | int | float | bool | None = None
+
+    @property
+    def where(self) -> str:
+        return self.path or self.name
+
+
+class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a record holds: `[stream]` of the settings file."""
+
+    entity: str
+    time: str
+    field: tuple[Field, ...]
+    kind: Literal["events"] = "events"
+    time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
+    session_gap_s: Annotated[float, Meta(gt=0)] = 1800.0
+
+    def __post_init__(self) -> None:
+        names = [field.name for field in self.field]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SettingsError(f"stream.field: the name {twice[0]!r} is there twice; rename one.")
+        if not names:
+            raise SettingsError("stream.field is empty; name at least one input of a record.")
+
+    @property
+    def numbers(self) -> tuple[Field, ...]:
+        """The fields kept as float32, in the order of the columns."""
+        return tuple(field for field in self.field if field.type is not FieldType.category)
+
+    @property
+    def categories(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.field if field.type is FieldType.category)
+
+    @property
+    def shape(self) -> "Shape":
+        return Shape(len(self.numbers), len(self.categories), round(self.session_gap_s * 1e6))
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """Widths of the columns, and the gap that opens a new session."""
+
+    numbers: int
+    categories: int
+    session_gap_us: int = 1_800_000_000
+
+    @property
+    def totals(self) -> int:
+        """K: count, sessions, then per number field how many are there, their sum, their squares' sum."""
+        return 2 + 3 * self.numbers
+
+
+@dataclass(slots=True)
+class Rows:
+    """Columns of N records."""
+
+    time_us: I64  # [N] since 1970
+    position: I64  # [N] topic index << OFFSET_BITS | offset
+    numbers: F32  # [N, Fn] NaN is missing, never infinite
+    categories: I64  # [N, Fc] category_hash; whatever where missing
+    missing: Bool  # [N, Fc]
+
+    def __len__(self) -> int:
+        return len(self.time_us)
+
+    def take(self, at: I64 | slice | Bool) -> Self:
+        return type(self)(*(getattr(self, f.name)[at] for f in fields(self)))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    @classmethod
+    def empty(cls, shape: Shape, n: int = 0) -> Self:
+        return cls(
+            np.zeros(n, np.int64),
+            np.zeros(n, np.int64),
+            np.full((n, shape.numbers), np.nan, np.float32),
+            np.zeros((n, shape.categories), np.int64),
+            np.ones((n, shape.categories), np.bool_),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+
+@dataclass(slots=True)
+class Windows:
+    """Windows of B entities, their rows flat and in order of (time, position)."""
+
+    rows: Rows
+    offsets: I64  # [B+1] window b is rows[offsets[b]:offsets[b+1]]
+    totals: F64  # [B, K] before the first row, but for its session, which counts
+    first_us: I64  # [B] time of the entity's first record
+    entity: I64  # [B] category_hash of the entity's name
+
+    def __len__(self) -> int:
+        return len(self.entity)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + self.totals.nbytes + 8 * 3 * len(self)
+
+
+@dataclass(slots=True)
+class Decoded:
+    """A micro-batch of one topic of one group, decoded; dead letters are apart."""
+
+    rows: Rows
+    entities: list[str]  # [N]
+    deleted: Bool  # [N] a null value: forget the entity; such a row's fields mean nothing
+    timestamp_ms: I64  # [N] when it was produced, by Kafka's clock
+
+
+def category_hash(text: str | bytes | int) -> int:
+    """xxh3_64 (seed 0) of the UTF-8 text (integers as decimals), as a two's complement int64."""
+    data = str(text) if isinstance(text, int) else text
+    value = xxhash.xxh3_64_intdigest(data)
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def symlog(x: F32 | F64) -> F64:
+    """sign(x)·log(1+|x|) in float64: bounded by 89 for any float32, so sums of squares stay exact."""
+    x64 = x.astype(np.float64)
+    return np.asarray(np.sign(x64) * np.log1p(np.abs(x64)))
+
+
+def contributions(numbers: F32) -> F64:
+    """What rows add to the running totals, sessions aside (0 here). [N, Fn] -> [N, K]."""
+    there = ~np.isnan(numbers)
+    y = np.where(there, symlog(numbers), 0.0)
+    n, width = numbers.shape
+    out = np.zeros((n, 2 + 3 * width), np.float64)
+    out[:, 0] = 1.0
+    out[:, 2 : 2 + width] = there
+    out[:, 2 + width : 2 + 2 * width] = y
+    out[:, 2 + 2 * width :] = y * y
+    return out

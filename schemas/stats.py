@@ -1,0 +1,106 @@
+"""Plain numbers that the stages report; `daemon/metrics.py` turns them into Prometheus metrics.
+
+Counts are totals since the actor started; they only grow. Latencies are bucket counts over LATENCY_BOUNDS_S."""
+
+from dataclasses import dataclass, field
+
+LATENCY_BOUNDS_S = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+
+
+@dataclass
+class Latency:
+    """A histogram: how many fell at or under each bound, then all others; and their sum."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    sum_s: float = 0.0
+
+    def add(self, counts: list[int], sum_s: float) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.sum_s += sum_s
+
+
+@dataclass
+class GroupStats:
+    """One partition group of a shard."""
+
+    group: int
+    phase: str = "starting"  # starting | replaying | waiting (no release yet) | serving | paused
+    positions: dict[str, int] = field(default_factory=dict)  # topic -> next offset
+    lag: int = 0  # records produced but not yet applied
+    entities: int = 0
+    evicted: int = 0
+    deleted: int = 0
+    late: int = 0  # placed by time behind newer rows
+    too_old: int = 0  # older than the ring: counted only
+    state_bytes: int = 0
+    release: int = 0  # the newest one that vectors are encoded with
+    oldest_release: int = 0  # the oldest one some entity's state still carries; 0: none
+    to_encode: int = 0  # entities that a release has still to re-encode
+    snapshot_age_s: float = -1.0  # -1: none yet
+    snapshots: int = 0
+    snapshot_failures: int = 0
+
+
+@dataclass
+class ShardStats:
+    """What a shard reports at each status call."""
+
+    progress: int = 0  # turns of its loop: the heartbeat
+    accepted: int = 0
+    dead_letters: dict[str, int] = field(default_factory=dict)  # reason class -> count
+    encoded: int = 0  # windows encoded anew
+    stepped: int = 0
+    written: int = 0  # vectors that Redis took
+    refused: int = 0  # writes that Redis refused as old
+    sampled: int = 0  # windows handed to the learner
+    sample_skipped: int = 0  # windows not handed over because it was full
+    freshness: Latency = field(default_factory=Latency)  # produced -> readable in Redis
+    swap_pause: Latency = field(default_factory=Latency)
+    snapshot_pause: Latency = field(default_factory=Latency)
+    source_up: bool = False
+    sink_up: bool = False
+    memory_bytes: int = 0
+    cpu_s: float = 0.0
+    groups: list[GroupStats] = field(default_factory=list)
+
+
+@dataclass
+class LearnerStats:
+    """What the learner reports at each status call; all from one process since it started."""
+
+    progress: int = 0
+    updates: int = 0  # since the stream began, restarts included
+    sequences: int = 0  # windows learnt from
+    received: int = 0  # windows taken from shards
+    skipped: dict[str, int] = field(default_factory=dict)  # non_finite | stale -> count
+    loss: float = float("nan")
+    objective_losses: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float = float("nan")
+    effective_rank: float = float("nan")
+    uniformity: float = float("nan")
+    heldout_loss: float = float("nan")
+    heldout_entities: int = 0
+    replay_windows: int = 0
+    snapshot: str = ""  # name of the newest durable one
+    snapshot_age_s: float = -1.0
+    snapshot_failures: int = 0
+    memory_bytes: int = 0
+    cpu_s: float = 0.0
+
+
+@dataclass
+class PublisherStats:
+    """What the publisher reports."""
+
+    progress: int = 0
+    release: int = 0
+    generation: int = 0
+    release_age_s: float = -1.0
+    releases: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  # parity | export | onnx | ... -> count
+    export_s: float = float("nan")
+    overlap_cosine: float = float("nan")
+    overlap_neighbours: float = float("nan")
+    sink_up: bool = False
