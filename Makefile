@@ -1,0 +1,94 @@
+# Works with the GNU make 3.81 of macOS. Needs Python 3.11+ and make, nothing else.
+# PYTHON=path chooses another interpreter; ARGS="..." goes to the command that is run.
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(BIN)/uv
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
+PACKAGES := schemas learning actors daemon benchmarks examples tests
+TYPED := schemas learning actors daemon benchmarks $(wildcard examples)
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url
+AFRESH_DATA ?= ../shared/data
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test check format lock bench quality-events test-faults env servers clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+
+demo: env servers ## replay a year of flights; ARGS=--keep leaves all of it running
+	$(BIN)/afresh demo $(ARGS)
+
+test: env servers ## the whole suite on local servers; ARGS="-k sink" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+check: env ## what CI runs before the tests: ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(TYPED)
+
+format: env ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env servers ## measure speed and size; writes build/bench.json
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+quality-events: env servers ## measure what the embeddings know; AFRESH_DATA names the data folder
+	AFRESH_DATA="$(AFRESH_DATA)" $(BIN)/python -m benchmarks.quality_events $(ARGS)
+
+test-faults: env servers ## kill, stall and starve it for longer than the suite does
+	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+lock: env ## pin the newest versions anew; then: make servers test
+	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.txt
+	echo uv | $(LOCK) --upgrade - -o deploy/requirements-uv.txt
+	$(BIN)/python -m daemon.jars lock
+
+env: $(VENV)/.afresh ## create .venv with every pinned package
+
+servers: env ## fetch and verify Kafka's jars
+	@$(BIN)/python -m daemon.jars
+
+clean: ## remove .venv, build/ and caches
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(VENV)/.python:
+	@for python in $(PYTHONS); do \
+	  command -v "$$python" >/dev/null 2>&1 || continue; \
+	  "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
+	    2>/dev/null || continue; \
+	  "$$python" -c 'import venv, ensurepip' 2>/dev/null || { missing="$$python"; continue; }; \
+	  echo "Creating $(VENV) with $$("$$python" --version)."; \
+	  "$$python" -m venv --clear $(VENV) && touch $@ && exit 0; \
+	  missing="$$python"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  echo "$$missing cannot create virtual environments: its venv module is missing." >&2; \
+	  echo "On Debian or Ubuntu: apt-get install python3-venv. Then make again." >&2; \
+	else \
+	  echo "No Python 3.11 to 3.14 was found; tried: $(PYTHONS)." >&2; \
+	  echo "Install one (apt-get install python3 python3-venv, or brew install python@3.13)," >&2; \
+	  echo "or name it: make PYTHON=/path/to/python3. Then make again." >&2; \
+	fi; exit 1
+
+$(VENV)/.uv: $(VENV)/.python deploy/requirements-uv.txt
+	@echo "Installing uv."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --only-binary :all: -r deploy/requirements-uv.txt
+	@touch $@
+
+# sync, not install: what an older requirements.txt brought goes away again.
+$(VENV)/.requirements: $(VENV)/.uv requirements.txt
+	@echo "Installing the packages of requirements.txt (3 GB to download the first time)."
+	@$(UV) pip sync --python $(BIN)/python --require-hashes --build-constraints requirements.txt \
+	  requirements.txt
+	@touch $@
+
+$(VENV)/.afresh: $(VENV)/.requirements pyproject.toml
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
