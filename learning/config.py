@@ -1,0 +1,158 @@
+"""Settings of the encoder and the learner: `[encoder]` and `[learner]`. Needs no torch."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from schemas.errors import SettingsError
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+def refuse(key: str, found: object, needs: str) -> SettingsError:
+    """What was found, what is needed, where to change it."""
+    section, _, name = key.rpartition(".")
+    return SettingsError(f"{key} is {found}; {needs}. Change {name} under [{section}].")
+
+
+class EncoderBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
+    """What all encoders of events share."""
+
+    dim: Annotated[int, Meta(ge=2, le=4096)] = 64  # D: size of the published vector
+    hidden: Annotated[int, Meta(ge=1, le=4096)] = 64
+    layers: Annotated[int, Meta(ge=1, le=16)] = 1
+    window: Annotated[int, Meta(ge=4, le=4096)] = 64  # L of the anchor rule
+    category_dim: Count = 16
+    bucket_bits: Annotated[int, Meta(ge=1, le=24)] = 12  # 2^k buckets per category field
+    admit_after: Count = 3  # a bucket gets a row of its own once it was in so many records
+    forget_after: Count = 2_000_000  # ... and loses it when so many others passed without it
+    category_dropout: Share = 0.02  # of single values, shown as unknown in training
+    field_dropout: Share = 0.1  # of whole fields of a training view, shown as missing
+    history_dropout: Share = 0.5  # of training views, shown as if the entity began there
+    variance: bool = False  # a second output: log variance of each vector
+
+    def __post_init__(self) -> None:
+        if self.window % 2:
+            needs = "it must be even, for the anchor rule halves it"
+            raise refuse("encoder.window", self.window, needs)
+        for key in ("category_dropout", "field_dropout"):
+            if getattr(self, key) >= 1:
+                raise refuse(f"encoder.{key}", 1, "it must be below 1, or nothing is left to learn")
+
+    @property
+    def state(self) -> int:
+        """H: width of the recurrent state, all layers side by side."""
+        return self.hidden * self.layers
+
+
+class GruConfig(EncoderBase, frozen=True, forbid_unknown_fields=True, tag="gru"):
+    """Gated recurrent units, `[encoder] name = "gru"`."""
+
+
+class LinearRecurrenceConfig(
+    EncoderBase, frozen=True, forbid_unknown_fields=True, tag="linear_recurrence"
+):
+    """A gated linear recurrence, parallel in training: `name = "linear_recurrence"`."""
+
+
+EncoderConfig = GruConfig | LinearRecurrenceConfig
+
+
+class ObjectiveBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
+    weight: Positive = 1.0
+
+
+class SliceBase(ObjectiveBase, frozen=True, forbid_unknown_fields=True):
+    """How slices are cut: so many per entity, each a share of the rows there are."""
+
+    slices: Annotated[int, Meta(ge=2, le=64)] = 5
+    shortest: Annotated[float, Meta(gt=0, le=1)] = 0.2
+    longest: Annotated[float, Meta(gt=0, le=1)] = 0.8
+
+    def __post_init__(self) -> None:
+        if self.shortest > self.longest:
+            found = f"{self.shortest}, above longest = {self.longest}"
+            raise refuse("learner.objective.shortest", found, "it must not exceed longest")
+
+
+class ColesConfig(SliceBase, frozen=True, forbid_unknown_fields=True, tag="coles"):
+    """Contrastive learning of slices of one entity's events."""
+
+    margin: Positive = 0.5  # negatives further apart than this cost nothing
+    negatives: Count = 5  # hardest ones per slice
+
+
+class VicregConfig(SliceBase, frozen=True, forbid_unknown_fields=True, tag="vicreg"):
+    """Variance, invariance, covariance on pairs of slices."""
+
+    invariance: Positive = 25.0
+    variance: Positive = 25.0
+    covariance: Positive = 1.0
+    expander: Annotated[int, Meta(ge=2)] = 256
+
+
+class MlemConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="mlem"):
+    """Prediction of the next event: a generative head beside another objective, or alone."""
+
+    category: Annotated[float, Meta(ge=0)] = 1.0
+    number: Annotated[float, Meta(ge=0)] = 1.0
+    time: Annotated[float, Meta(ge=0)] = 1.0
+    bucket_bits: Annotated[int, Meta(ge=1, le=16)] = 8  # of the predicted category, its lowest
+
+
+ObjectiveConfig = ColesConfig | VicregConfig | MlemConfig
+
+
+class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[learner.replay]`"""
+
+    max_bytes: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
+    per_entity: Annotated[int, Meta(ge=1, le=64)] = 4  # windows of one entity, of different ages
+    strata: Count = 16  # of time, equally likely in the replayed half
+    fresh: Share = 0.5  # share of a batch that was not learnt from yet
+
+
+class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[learner]`; one `[[learner.objective]]` for each objective."""
+
+    enabled: bool = True
+    objective: tuple[ObjectiveConfig, ...] = (ColesConfig(),)
+    batch_entities: Annotated[int, Meta(ge=2)] = 64
+    min_entities: Annotated[int, Meta(ge=2)] = 64  # received before the first update
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
+    warmup_updates: Annotated[int, Meta(ge=0)] = 100
+    ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.995
+    max_norm: Positive = 1.0
+    seed: int = 0
+    updates_per_record: Positive = 0.03
+    cpu_share: Annotated[float, Meta(gt=0, le=1)] = 0.8  # of one core's time spent learning
+    threads: Count = 1
+    held_out_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01
+    held_out_entities: Annotated[int, Meta(ge=0)] = 1000  # the share rises to 0.1 to reach them
+    queue_bytes: Annotated[int, Meta(ge=1 << 16)] = 64 << 20  # of windows waiting to be received
+    bucket_views: Count = 4  # length buckets a batch is encoded in
+    replay: ReplayConfig = ReplayConfig()
+
+    def __post_init__(self) -> None:
+        if self.enabled and not self.objective:
+            raise SettingsError(
+                "learner.objective is empty; learning needs at least one. Add a "
+                '[[learner.objective]] with name = "coles", or set learner.enabled = false.'
+            )
+        names = [type(o).__struct_config__.tag for o in self.objective]
+        for name in names:
+            if names.count(name) > 1:
+                raise refuse("learner.objective", f"{name} twice", "name each objective once")
+        cuts = {
+            (o.slices, o.shortest, o.longest) for o in self.objective if isinstance(o, SliceBase)
+        }
+        if len(cuts) > 1:
+            raise refuse(
+                "learner.objective.slices",
+                "not the same for all",
+                "objectives share one set of slices: give slices, shortest and longest alike",
+            )
