@@ -51,6 +51,11 @@ def jar_name(coordinate: str) -> str:
     return f"{artifact}-{version}.jar"
 
 
+def cache_folder(cache: Path, listed: Path) -> Path:
+    """Where the jars of a list lie: another list, another folder."""
+    return cache / hashlib.sha256(listed.read_bytes()).hexdigest()[:12]
+
+
 def verify(folder: Path, wanted: Mapping[str, str]) -> list[Path]:
     """The jars of the list in `folder`, in a stable order; JarError unless each is as listed."""
     jars = [folder / jar_name(coordinate) for coordinate in wanted]
@@ -74,7 +79,7 @@ def kafka_jars(cache: Path | None = None, listed: Path = LIST) -> list[Path]:
     that two processes may do this at once and a half-done fetch is never used."""
     wanted = read_list(listed)
     base = cache or cache_dir()
-    folder = base / hashlib.sha256(listed.read_bytes()).hexdigest()[:12]
+    folder = cache_folder(base, listed)
     if not folder.exists():
         base.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix="part-", dir=base))
