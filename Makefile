@@ -3,7 +3,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-UV := UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(BIN)/uv
+UV := $(BIN)/uv
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 PACKAGES := schemas learning actors daemon benchmarks examples tests
 TYPED := schemas learning actors daemon benchmarks $(wildcard examples)
