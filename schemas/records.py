@@ -156,7 +156,7 @@ class Decoded:
 
 def category_hash(text: str | bytes | int) -> int:
     """xxh3_64 (seed 0) of the UTF-8 text (integers as decimals), as a two's complement int64."""
-    data = str(text) if isinstance(text, int) else text
+    data = text if isinstance(text, bytes) else str(text).encode()
     value = xxhash.xxh3_64_intdigest(data)
     return value - (1 << 64) if value >= 1 << 63 else value
 

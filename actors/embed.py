@@ -1,0 +1,144 @@
+"""Vectors by the anchor rule: `step` from the state before where it may, `encode` of the window where it must.
+
+Shapes: M entities, D dimensions, H recurrent state, K totals."""
+
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import structlog
+
+from actors.encode import Release, current_release
+from actors.state import State, Touched
+from schemas.errors import ReleaseError
+from schemas.records import F32, I64, Bool, Shape, contributions
+
+CHUNK = 256  # windows in one call: larger ones run no faster on a CPU and hold the stream up
+log = structlog.get_logger()
+
+
+class Releases:
+    """The releases that entities' states may carry, loaded; `current` is the one to encode with."""
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self.folder, self.threads = folder, threads
+        self.current: Release | None = None
+        self._loaded: dict[int, Release | None] = {}
+        self._next: Release | None = None
+        self._loading: Thread | None = None
+        self._refused = 0
+
+    def refresh(self) -> bool:
+        """Looks for a newer current release; loads it beside the stream. True when it has just changed."""
+        if self._loading is not None and self._loading.is_alive():
+            return False
+        if self._next is not None:
+            self.current, self._next = self._next, None
+            self._loaded[self.current.number] = self.current
+            return True
+        wanted = current_release(self.folder)
+        serving = self.current.number if self.current else 0
+        if wanted not in (0, serving, self._refused):
+            self._loading = Thread(target=self._load, args=(wanted,), daemon=True)
+            self._loading.start()
+        return False
+
+    def _load(self, number: int) -> None:
+        try:
+            release = Release.load(self.folder / str(number), self.threads)
+            self._warm(release)
+            self._next = release
+        except ReleaseError as error:
+            self._refused = number
+            log.error("release_refused", release=number, reason=str(error), next="the one before is served")
+
+    def _warm(self, release: Release) -> None:
+        """The first run of a session allocates: not in the stream's time."""
+        m = release.manifest
+        shape = Shape(len(m.numbers), len(m.categories), m.session_gap_us)
+        state = State(shape, 2, m.state, 1)
+        state.placed[0] = state.count[0] = 1
+        rows, totals = state.padded(np.zeros(CHUNK, np.int64), np.ones(CHUNK, np.int64))
+        release.encode(rows, np.ones(CHUNK, np.int64), totals, np.zeros(CHUNK, np.int64))
+
+    def of(self, number: int) -> Release | None:
+        """The release that a state is tagged with; None if it cannot be had or is of another generation."""
+        if number not in self._loaded:
+            try:
+                self._loaded[number] = Release.load(self.folder / str(number), self.threads)
+            except ReleaseError:
+                self._loaded[number] = None
+        found = self._loaded[number]
+        if found is None or self.current is None:
+            return None
+        return found if found.manifest.generation == self.current.manifest.generation else None
+
+    def forget(self, used: frozenset[int]) -> None:
+        """Drops the sessions of releases that no state carries any more."""
+        keep = used | ({self.current.number} if self.current else set())
+        self._loaded = {number: r for number, r in self._loaded.items() if number in keep}
+
+
+def embed(state: State, touched: Touched, releases: Releases) -> tuple[F32, I64, int]:
+    """Vectors [M, D] of the touched entities after the micro-batch, their releases [M], windows encoded anew.
+
+    Entities whose state carries an older release are stepped by that one: the new one reaches them in the
+    background, or when they must be encoded anew anyway."""
+    current = releases.current
+    assert current is not None
+    slots = touched.slots
+    fresh = state.count[slots] == touched.lengths
+    state.recurrent[slots[fresh]] = 0.0
+    state.tag[slots[fresh]] = current.number
+    anew = touched.anew.copy()
+    vectors = np.empty((len(slots), current.manifest.dim), np.float32)
+    for tag in np.unique(state.tag[slots[~anew]]).tolist():
+        release = releases.of(tag) if tag else None
+        at = np.flatnonzero(~touched.anew & (state.tag[slots] == tag))
+        if release is None:
+            anew[at] = True
+        else:
+            vectors[at] = _step(state, touched, at, fresh[at], release)
+    at = np.flatnonzero(anew)
+    vectors[at] = encode_anew(state, slots[at], current)
+    return vectors, state.tag[slots], len(at)
+
+
+def encode_anew(state: State, slots: I64, release: Release) -> F32:
+    """The anchor rule's vectors of the slots from their windows; their states follow. [M, D]"""
+    vectors = np.empty((len(slots), release.manifest.dim), np.float32)
+    lengths = state.anchored(slots)
+    order = np.argsort(lengths, kind="stable")  # windows of like length together: little padding
+    for at in np.split(order, np.arange(CHUNK, len(order), CHUNK)):
+        if len(at):
+            part = slots[at]
+            rows, totals = state.padded(part, lengths[at])
+            vectors[at], state.recurrent[part] = release.encode(
+                rows, lengths[at], totals, state.first_us[part]
+            )
+    state.tag[slots] = release.number
+    return vectors
+
+
+def _step(state: State, touched: Touched, at: I64, fresh: Bool, release: Release) -> F32:
+    """Rounds: the first new record of each entity, then the second of those that have one, ..."""
+    slots, starts, lengths = touched.slots[at], touched.starts[at], touched.lengths[at]
+    vectors = np.empty((len(at), release.manifest.dim), np.float32)
+    totals = touched.totals[at]
+    totals[fresh, 1] = 1.0  # the first record opens the first session
+    previous = np.where(fresh, touched.rows.time_us[starts], touched.last_us[at])
+    recurrent = state.recurrent[slots]
+    live = np.arange(len(at))
+    for r in range(int(lengths.max(initial=0))):
+        if r:
+            live = live[lengths[live] > r]
+        rows = touched.rows.take(starts[live] + r)
+        vectors[live], recurrent[live] = release.step(
+            rows, previous[live], totals[live], state.first_us[slots[live]], recurrent[live]
+        )
+        added = contributions(rows.numbers)
+        added[:, 1] = rows.time_us - previous[live] > state.shape.session_gap_us
+        totals[live] += added
+        previous[live] = rows.time_us
+    state.recurrent[slots] = recurrent
+    return vectors

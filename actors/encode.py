@@ -1,0 +1,109 @@
+"""A release in ONNX Runtime: windows in, unit vectors and recurrent states out. No torch here.
+
+On disk a release is `<state>/<stream>/releases/<r>/` with manifest.json (schemas.published.Manifest),
+encode.onnx and step.onnx; the file `releases/current` names the one to serve."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+
+from schemas.errors import ReleaseError
+from schemas.published import Manifest
+from schemas.records import F32, F64, I64, Rows
+
+CURRENT = "current"
+MANIFEST, ENCODE, STEP = "manifest.json", "encode.onnx", "step.onnx"
+
+
+def current_release(releases: Path) -> int:
+    """The number of the release to serve; 0 before the first."""
+    try:
+        return int((releases / CURRENT).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def read_release(folder: Path) -> tuple[Manifest, bytes, bytes]:
+    """Manifest and both graphs. Raises ReleaseError unless their SHA-256 are the manifest's."""
+    try:
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        encode, step = (folder / ENCODE).read_bytes(), (folder / STEP).read_bytes()
+    except (OSError, msgspec.MsgspecError) as error:
+        raise ReleaseError(f"{folder}: the release cannot be read ({error}).") from error
+    for name, data, wanted in (
+        (ENCODE, encode, manifest.encode_sha256),
+        (STEP, step, manifest.step_sha256),
+    ):
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise ReleaseError(f"{folder / name} is truncated or altered: its SHA-256 is not the manifest's.")
+    return manifest, encode, step
+
+
+def session(graph: bytes, threads: int) -> ort.InferenceSession:
+    """A session on the GPU where there is one, in full float32 precision."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    providers: list[object] = ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" in ort.get_available_providers() and Path("/dev/nvidia0").exists():
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
+    return ort.InferenceSession(graph, options, providers=providers)
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release's sessions. B entities, T rows, D dimensions, H state."""
+
+    manifest: Manifest
+    encode_session: ort.InferenceSession
+    step_session: ort.InferenceSession
+
+    @classmethod
+    def load(cls, folder: Path, threads: int = 1) -> "Release":
+        manifest, encode, step = read_release(folder)
+        return cls(manifest, session(encode, threads), session(step, threads))
+
+    @property
+    def number(self) -> int:
+        return self.manifest.release
+
+    def encode(self, rows: Rows, lengths: I64, totals: F64, first_us: I64) -> tuple[F32, F32]:
+        """The anchor rule's vectors of windows padded to [B, T, ...]: from a zero state, first Δt zero.
+
+        Returns embeddings [B, D] and states [B, H]."""
+        b = len(lengths)
+        feed = {
+            "time_us": rows.time_us,
+            "numbers": rows.numbers,
+            "categories": rows.categories,
+            "missing": rows.missing,
+            "length": lengths,
+            "previous_us": rows.time_us[:, 0],
+            "totals": totals,
+            "first_us": first_us,
+            "state": np.zeros((b, self.manifest.state), np.float32),
+        }
+        embedding, state = self.encode_session.run(None, {i.name: feed[i.name] for i in self.manifest.encode})
+        return embedding, state
+
+    def step(
+        self, rows: Rows, previous_us: I64, totals: F64, first_us: I64, state: F32
+    ) -> tuple[F32, F32]:
+        """One more record for each of B entities: embeddings [B, D] and states [B, H]."""
+        feed = {
+            "time_us": rows.time_us,
+            "numbers": rows.numbers,
+            "categories": rows.categories,
+            "missing": rows.missing,
+            "previous_us": previous_us,
+            "totals": totals,
+            "first_us": first_us,
+            "state": state,
+        }
+        embedding, state = self.step_session.run(None, {i.name: feed[i.name] for i in self.manifest.step})
+        return embedding, state

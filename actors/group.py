@@ -1,0 +1,224 @@
+"""One partition group: its state, positions, epoch and phase; what a shard owns a set of.
+
+Phases: `starting` until the fence is raised in Redis; `replaying` until all topics have passed the positions
+that Redis has seen; `waiting` before the first release; `serving`. In all but the last, records change the
+state and nothing is written: their entities are *owed*, and written once when serving begins."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from actors.decode import BadRecord, Decoder
+from actors.embed import Releases, embed, encode_anew
+from actors.ports import Batch
+from actors.sink import Sink, Vectors, WriteResult
+from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
+from actors.state import State, Touched
+from schemas.errors import SnapshotError
+from schemas.records import I64, Decoded, Rows, Shape
+from schemas.stats import GroupStats
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Group:
+    number: int
+    epoch: int
+    topics: tuple[str, ...]
+    state: State
+    positions: list[int]
+    folder: Path
+    phase: str = "starting"
+    silent_until: list[int] = field(default_factory=list)
+    owed_deletions: dict[str, None] = field(default_factory=dict)
+    queue: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # owed slots, most recent first
+    writes: int = 0
+    snapshots: int = 0
+    snapshot_failures: int = 0
+    snapshot_at: float | None = None
+    snapshot: GroupSnapshot | None = None
+
+    @classmethod
+    def open(
+        cls, number: int, epoch: int, topics: tuple[str, ...], folder: Path, shape: Shape, sizes: tuple[int, int, int]
+    ) -> "Group":
+        """Restores the newest snapshot that verifies. `positions` is empty where there is none.
+
+        sizes: window L, hidden H, slots E."""
+        window, hidden, slots = sizes
+
+        def load(found: Folder) -> Group:
+            if found.meta["topics"] != list(topics):
+                raise SnapshotError(
+                    f"{found.path} is of the topics {found.meta['topics']}, the settings name {list(topics)}. "
+                    "They may not change over a snapshot: set them back, or start a stream of another name."
+                )
+            state = State(shape, window, hidden, slots)
+            positions = restore(found, state)
+            owed = dict.fromkeys(found.meta["owed_deletions"])
+            return cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
+
+        group = newest(folder, load)
+        if group is None and folders(folder):
+            raise SnapshotError(
+                f"none of the snapshots in {folder} can be used; the log says why of each. Mend it, or move "
+                "the folder away to read the group again from source.start."
+            )
+        return group or cls(number, epoch, topics, State(shape, window, hidden, slots), [], folder)
+
+    # -- phases -----------------------------------------------------------------------------------
+
+    def raise_fence(self, sink: Sink) -> None:
+        """Shuts older owners out of Redis, then learns how far readers have been brought."""
+        seen = sink.raise_fence(self.number, self.epoch)
+        self.silent_until = [seen.get(topic, 0) for topic in self.topics]
+        self.phase = "replaying"
+
+    def advance(self, released: bool) -> bool:
+        """Moves on to the phase that positions and release allow. True when serving has just begun."""
+        if self.phase == "replaying" and all(map(int.__ge__, self.positions, self.silent_until)):
+            self.phase = "waiting"
+        if self.phase == "waiting" and released:
+            self.phase = "serving"
+            return True
+        marks = self.state.marks
+        if marks is not None and np.all(marks.offsets.max(0, initial=0) <= self.positions):
+            self.state.marks = None  # all that the slabs held is behind us
+        return False
+
+    # -- records in -------------------------------------------------------------------------------
+
+    def decode(self, batch: Batch, decoder: Decoder) -> tuple[Batch, Decoded, list[BadRecord]]:
+        """The batch less what the group has already taken, decoded; the position moves past it."""
+        position = self.positions[batch.topic]
+        if len(batch.offsets) and batch.offsets[0] < position:
+            keep = (batch.offsets >= position).tolist()
+            batch = batch._replace(
+                offsets=batch.offsets[keep],
+                timestamps_ms=batch.timestamps_ms[keep],
+                keys=list(itertools.compress(batch.keys, keep)),
+                values=list(itertools.compress(batch.values, keep)),
+            )
+        decoded, bad = decoder.decode(
+            batch.topic, batch.offsets, batch.timestamps_ms, batch.keys, batch.values
+        )
+        self.positions[batch.topic] = max(position, batch.next_offset)
+        return batch, decoded, bad
+
+    def apply(self, parts: list[Decoded]) -> Touched:
+        """Takes what was decoded into the state; whom Redis does not know yet is owed."""
+        decoded = parts[0] if len(parts) == 1 else _joined(parts)
+        touched = self.state.apply(decoded)
+        self.owe(touched)
+        return touched
+
+    def owe(self, touched: Touched) -> None:
+        """Until `paid`: what stops halfway is written later from the state."""
+        self.state.owed[touched.slots] = True
+        for name in touched.deleted:
+            self.owed_deletions[name] = None
+
+    def forget_vectors(self, touched: Touched) -> None:
+        """The recurrent state of entities that were touched without being encoded no longer holds."""
+        self.state.tag[touched.slots] = 0
+
+    # -- vectors out ------------------------------------------------------------------------------
+
+    def live(self, touched: Touched, releases: Releases) -> tuple[Vectors, list[str], int]:
+        """Vectors of the touched entities, names to delete, windows encoded anew."""
+        vectors, release, anew = embed(self.state, touched, releases)
+        deletions = [name for name in touched.deleted if name not in self.state.index]
+        return self._vectors(touched.slots, vectors, release), deletions, anew
+
+    def deletions(self) -> list[str]:
+        """Names owed a deletion; who has come back since is owed a vector instead."""
+        if self.owed_deletions:
+            self.owed_deletions = {n: None for n in self.owed_deletions if n not in self.state.index}
+        return list(self.owed_deletions)
+
+    def owed(self, most: int, releases: Releases) -> tuple[I64, Vectors] | None:
+        """Up to `most` owed entities, the most recently touched first, encoded by the current release."""
+        assert releases.current is not None
+        state = self.state
+        while True:
+            if not len(self.queue):
+                owed = np.flatnonzero(state.owed[: len(state.names)])
+                if not len(owed):
+                    return None
+                self.queue = owed[np.argsort(-state.touched[owed], kind="stable")]
+            slots, self.queue = self.queue[:most], self.queue[most:]
+            slots = slots[state.owed[slots]]
+            if len(slots):
+                vectors = encode_anew(state, slots, releases.current)
+                return slots, self._vectors(slots, vectors, state.tag[slots])
+
+    def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:  # type: ignore[type-arg]
+        state = self.state
+        names = [state.names[slot] or "" for slot in slots.tolist()]
+        return Vectors(names, vectors, release, state.last_us[slots], state.count[slots], state.since_us[slots])
+
+    def write(self, sink: Sink, generation: int, vectors: Vectors, deletions: list[str]) -> WriteResult:
+        """One fenced pipeline: positions, then vectors. Raises SinkDown or Fenced."""
+        self.writes += 1
+        positions = dict(zip(self.topics, self.positions, strict=True))
+        return sink.write(self.number, self.epoch, self.writes, generation, positions, vectors, deletions)
+
+    def paid(self, slots: I64, deletions: list[str], current: int) -> None:
+        """Redis has these. Vectors of an older release stay owed: the current one is still to reach them."""
+        self.state.owed[slots] = self.state.tag[slots] != current
+        for name in deletions:
+            self.owed_deletions.pop(name, None)
+
+    def owe_release(self, current: int, everything: bool = False) -> None:
+        """After a swap, or when Redis came back empty: resident entities are to be written (again)."""
+        n = len(self.state.names)
+        resident = self.state.placed[:n] > 0
+        self.state.owed[:n] |= resident if everything else resident & (self.state.tag[:n] != current)
+        self.queue = np.zeros(0, np.int64)
+
+    # -- snapshots --------------------------------------------------------------------------------
+
+    def begin_snapshot(self, before_commit: Any, fields: dict[str, Any]) -> None:
+        n = 1 + max((int(p.name.split("-")[1]) for p in folders(self.folder)[:1]), default=0)
+        meta = fields | {"topics": list(self.topics), "owed_deletions": list(self.owed_deletions)}
+        self.snapshot = GroupSnapshot(
+            self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
+        )
+
+    # -- stats ------------------------------------------------------------------------------------
+
+    def stats(self, lag: int, now: float, paused: bool) -> GroupStats:
+        state, n = self.state, len(self.state.names)
+        tags = state.tag[:n][(state.placed[:n] > 0) & (state.tag[:n] > 0)]
+        return GroupStats(
+            group=self.number,
+            phase="paused" if paused else self.phase,
+            positions=dict(zip(self.topics, self.positions, strict=True)),
+            lag=lag,
+            entities=state.counts.entities,
+            evicted=state.counts.evicted,
+            deleted=state.counts.deleted,
+            late=state.counts.late,
+            too_old=state.counts.too_old,
+            state_bytes=state.nbytes,
+            release=int(tags.max(initial=0)),
+            oldest_release=int(tags.min()) if len(tags) else 0,
+            to_encode=int(np.count_nonzero(state.owed[:n])),
+            snapshot_age_s=-1.0 if self.snapshot_at is None else now - self.snapshot_at,
+            snapshots=self.snapshots,
+            snapshot_failures=self.snapshot_failures,
+        )
+
+
+def _joined(parts: list[Decoded]) -> Decoded:
+    return Decoded(
+        Rows.concat([p.rows for p in parts]),
+        [name for p in parts for name in p.entities],
+        np.concatenate([p.deleted for p in parts]),
+        np.concatenate([p.timestamp_ms for p in parts]),
+    )

@@ -1,0 +1,57 @@
+"""What a shard needs of its neighbours; the real ones and the fakes of the tests promise the same."""
+
+from typing import NamedTuple, Protocol
+
+from schemas.records import I64, Windows
+
+
+class Batch(NamedTuple):
+    """Records of one topic of one group, in order of offsets (which may have gaps)."""
+
+    group: int
+    topic: int  # index into Source.topics
+    offsets: I64  # [N]
+    timestamps_ms: I64  # [N] when produced
+    keys: list[bytes | None]
+    values: list[bytes | None]
+    next_offset: int
+
+
+class Source(Protocol):
+    """Partition i of every topic is group i."""
+
+    topics: tuple[str, ...]
+    up: bool
+
+    def start(self, group: int, positions: list[int] | None) -> list[int]:
+        """Reads the group from `positions` (one per topic); None: from the configured start. Returns them.
+
+        Raises SourceError where they cannot be had any more, or the partitions changed."""
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
+        """What has come, of started groups that are not paused. SourceError stops the stream."""
+
+    def pause(self, group: int) -> None: ...
+    def resume(self, group: int) -> None: ...
+    def lag(self, group: int) -> int:
+        """Records that are there but not yet polled."""
+
+    def commit(self, group: int, positions: list[int]) -> None:
+        """For lag tools only; failures are not raised."""
+
+    def close(self) -> None: ...
+
+
+class DeadLetters(Protocol):
+    def send(
+        self, batch: Batch, at: int, error: str, reason: str, row: int | None
+    ) -> None:
+        """Hands over record `at` of the batch; durable after `flush`."""
+
+    def flush(self) -> None:
+        """Raises SourceDown where some are not durable."""
+
+
+class LearnerPort(Protocol):
+    def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
+        """Windows cut when the group stood at `positions`. False: full, and nothing was taken."""

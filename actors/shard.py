@@ -1,0 +1,348 @@
+"""The path record -> Redis of a set of partition groups: source > decode > state > encode > sink.
+
+`Shard.turn` is one turn of the loop and the only thing that changes state; `run` turns until told to stop.
+No turn waits for the learner, and none waits longer than the poll for anything but Redis, within its timeouts."""
+
+import resource
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import structlog
+from msgspec import Meta
+
+from actors.decode import Decoder
+from actors.embed import Releases
+from actors.group import Group
+from actors.ports import Batch, DeadLetters, LearnerPort, Source
+from actors.sink import Sink, Vectors
+from actors.snapshot import prune
+from actors.state import Touched
+from schemas.errors import SinkDown, SnapshotError, SourceDown
+from schemas.records import I64, Decoded, Windows
+from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
+
+log = structlog.get_logger()
+
+
+class ShardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[shard]`: how many shard processes, and how each spends its time."""
+
+    shards: Annotated[int, Meta(ge=1)] = 1
+    max_records: Annotated[int, Meta(ge=1, le=65536)] = 2048
+    poll_s: Annotated[float, Meta(gt=0, le=1)] = 0.02
+    snapshot_every_s: Annotated[float, Meta(gt=0)] = 60.0
+    encode_share: Annotated[float, Meta(gt=0, lt=1)] = 0.3
+    """At most this share of a busy shard's time re-encodes entities for a new release."""
+    sample_share: Annotated[float, Meta(ge=0, lt=1)] = 0.1
+    """At most this share of its time cuts training windows."""
+    sample_windows: Annotated[int, Meta(ge=1)] = 64
+    """Windows cut from one micro-batch."""
+    threads: Annotated[int, Meta(ge=1)] = 1
+    seed: int = 0
+
+
+class Budget:
+    """Lets a side task have at most `share` of the time."""
+
+    def __init__(self, share: float, clock: Callable[[], float]) -> None:
+        self._share, self._clock, self._spent, self._since = share, clock, 0.0, clock()
+
+    def allows(self) -> bool:
+        elapsed = self._clock() - self._since
+        if elapsed > 10.0:  # old thrift is not saved up
+            self._since, self._spent, elapsed = self._clock(), 0.0, 0.0
+        return self._spent <= self._share * elapsed
+
+    def spend(self, seconds: float) -> None:
+        self._spent += seconds
+
+
+class Shard:
+    """`groups` are opened and unstarted; `fields` goes into every snapshot's manifest."""
+
+    def __init__(
+        self,
+        config: ShardConfig,
+        groups: list[Group],
+        source: Source,
+        decoder: Decoder,
+        sink: Sink,
+        dead_letters: DeadLetters,
+        releases: Releases,
+        learner: LearnerPort | None,
+        fields: dict[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.config, self.groups = config, {g.number: g for g in groups}
+        self.source, self.decoder, self.sink = source, decoder, sink
+        self.dead_letters, self.releases, self.learner = dead_letters, releases, learner
+        self._fields, self._clock, self._wall = fields, clock, wall
+        self._stats = ShardStats(source_up=True)
+        self._reported = ShardStats()
+        self._reported_at = -1.0
+        self._sampling = Budget(config.sample_share, clock)
+        self._encoding = Budget(config.encode_share, clock)
+        self._rng = np.random.default_rng([config.seed, *sorted(self.groups)])
+        self._due: dict[int, float] = {}
+        self._chunk = 32
+        self._sink_up = True
+        for i, group in enumerate(groups):
+            # a first snapshot at once pins where a new group began; the others take turns
+            part = (i + 1) / len(groups) if group.positions else 0.0
+            self._due[group.number] = clock() + config.snapshot_every_s * part
+            group.positions = source.start(group.number, group.positions or None)
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Turns until `stopping`, then drains: a last snapshot of every group."""
+        while not stopping():
+            self.turn()
+        self.drain()
+
+    def turn(self, max_records: int | None = None) -> int:
+        """Polls once and takes what came all the way to Redis. Returns how many records came."""
+        if self.releases.refresh():
+            self._swap()
+        self._sink_turn()
+        try:
+            batches = self.source.poll(max_records or self.config.max_records, self.config.poll_s)
+            self._stats.source_up = self.source.up
+        except SourceDown as error:
+            log.warning("source_down", reason=str(error))
+            self._stats.source_up, batches = False, []
+        by_group: dict[int, list[Batch]] = {}
+        for batch in batches:
+            by_group.setdefault(batch.group, []).append(batch)
+        for number, mine in by_group.items():
+            self._take(self.groups[number], mine)
+        self._pay_owed(idle=not batches)
+        self._snapshot_turn()
+        self._stats.progress += 1
+        self._report()
+        return sum(len(batch.offsets) for batch in batches)
+
+    # -- records ----------------------------------------------------------------------------------
+
+    def _take(self, group: Group, batches: list[Batch]) -> None:
+        parts = []
+        for batch in batches:
+            batch, decoded, bad = group.decode(batch, self.decoder)
+            for b in bad:
+                self.dead_letters.send(batch, b.at, b.error, b.reason, b.row)
+                self._stats.dead_letters[b.error] = self._stats.dead_letters.get(b.error, 0) + 1
+            parts.append(decoded)
+        touched = group.apply(parts)
+        self._stats.accepted += touched.accepted
+        if group.phase != "serving" or not self._sink_up:
+            group.forget_vectors(touched)
+        else:
+            vectors, deletions, anew = group.live(touched, self.releases)
+            self._stats.encoded += anew
+            self._stats.stepped += int(touched.lengths[~touched.anew].sum())
+            if self._write(group, touched.slots, vectors, deletions):
+                self._fresh(parts)
+        if group.phase != "replaying":
+            self._sample(group, touched)
+        if group.advance(self.releases.current is not None):
+            log.info("serving", group=group.number, positions=group.positions)
+
+    def _write(self, group: Group, slots: I64, vectors: Vectors, deletions: list[str]) -> bool:
+        assert self.releases.current is not None
+        current = self.releases.current
+        if not len(slots) and not deletions:
+            return False
+        try:
+            result = group.write(self.sink, current.manifest.generation, vectors, deletions)
+        except SinkDown as error:
+            log.warning("sink_down", reason=str(error), next="the source is paused until it answers")
+            self._sink_up = False
+            for each in self.groups.values():
+                self.source.pause(each.number)
+            return False
+        group.paid(slots, deletions, current.number)
+        self._stats.written += result.written
+        self._stats.refused += result.refused
+        return True
+
+    def _fresh(self, parts: list[Decoded]) -> None:
+        now_ms = self._wall() * 1000.0
+        for part in parts:
+            stamped = part.timestamp_ms[part.timestamp_ms > 0]
+            ages = np.maximum(now_ms - stamped, 0.0) / 1000.0
+            at = np.searchsorted(LATENCY_BOUNDS_S, ages)
+            counts = np.bincount(at, minlength=len(LATENCY_BOUNDS_S) + 1)
+            self._stats.freshness.add(counts.tolist(), float(ages.sum()))
+
+    # -- Redis: fences, outages, what is owed ------------------------------------------------------
+
+    def _sink_turn(self) -> None:
+        """Raises fences that are still to be raised, and tries a Redis that was down."""
+        starting = [g for g in self.groups.values() if g.phase == "starting"]
+        if self._sink_up and not starting:
+            return
+        try:
+            if not self._sink_up:
+                self.sink.ping()
+                if self.sink.server_changed():
+                    log.warning("redis_replaced", next="every resident entity is written again")
+                    for group in self.groups.values():
+                        group.phase = "starting"
+                        group.owe_release(0, everything=True)
+                    starting = list(self.groups.values())
+            for group in starting:
+                group.raise_fence(self.sink)
+                group.advance(self.releases.current is not None)
+            if not self._sink_up:
+                self._sink_up = True
+                for group in self.groups.values():
+                    self.source.resume(group.number)
+        except SinkDown:
+            self._sink_up = False
+            for group in self.groups.values():
+                self.source.pause(group.number)
+
+    def _swap(self) -> None:
+        began = self._clock()
+        assert self.releases.current is not None
+        for group in self.groups.values():
+            group.owe_release(self.releases.current.number)
+            group.advance(released=True)
+        self._observe(self._stats.swap_pause, self._clock() - began)
+        log.info("release_adopted", release=self.releases.current.number)
+
+    def _pay_owed(self, idle: bool) -> None:
+        """Writes owed entities: a release reaches the quiet ones, an outage is made good."""
+        if not (idle or self._encoding.allows()) or not self._sink_up or self.releases.current is None:
+            return
+        for group in self.groups.values():
+            if group.phase != "serving":
+                continue
+            deletions = group.deletions()
+            began = self._clock()
+            found = group.owed(self._chunk, self.releases)
+            if found is None and not deletions:
+                continue
+            slots, vectors = found or (np.zeros(0, np.int64), _no_vectors(self.releases))
+            if not self._write(group, slots, vectors, deletions):
+                return
+            self._stats.encoded += len(slots)
+            spent = self._clock() - began
+            self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), 16, 1024))
+            self._encoding.spend(spent)
+            return
+
+    # -- learner ----------------------------------------------------------------------------------
+
+    def _sample(self, group: Group, touched: Touched) -> None:
+        """Cuts training windows of entities that were just touched; never waits for the learner."""
+        if self.learner is None or not len(touched.slots) or not self._sampling.allows():
+            return
+        began = self._clock()
+        n = min(self.config.sample_windows, len(touched.slots))
+        slots = self._rng.choice(touched.slots, n, replace=False)
+        windows: Windows = group.state.windows(np.sort(slots))
+        if self.learner.offer(group.number, list(group.positions), windows):
+            self._stats.sampled += n
+        else:
+            self._stats.sample_skipped += n
+        self._sampling.spend(self._clock() - began)
+
+    # -- snapshots --------------------------------------------------------------------------------
+
+    def _snapshot_turn(self) -> None:
+        """Begins a snapshot that is due, copies a slab of the one under way, ends the one that is done."""
+        for group in self.groups.values():
+            if group.snapshot is not None:
+                began = self._clock()
+                if group.snapshot.done():
+                    self._end_snapshot(group)
+                elif group.snapshot.turn(group.positions):
+                    self._observe(self._stats.snapshot_pause, self._clock() - began)
+                return
+        due = min(self._due, key=lambda number: self._due[number], default=None)
+        if due is not None and self._clock() >= self._due[due]:
+            self._due[due] = self._clock() + self.config.snapshot_every_s
+            self.groups[due].begin_snapshot(self.dead_letters.flush, self._fields)
+
+    def _end_snapshot(self, group: Group) -> None:
+        snapshot, group.snapshot = group.snapshot, None
+        assert snapshot is not None
+        try:
+            snapshot.result()
+        except SnapshotError as error:
+            group.snapshot_failures += 1
+            log.error("snapshot_failed", group=group.number, reason=str(error), next="tried again in time")
+            return
+        group.snapshots += 1
+        group.snapshot_at = self._clock()
+        prune(group.folder, keep=2, upto=snapshot.name)
+        self.source.commit(group.number, snapshot.positions)
+
+    def drain(self) -> None:
+        """A last snapshot of every group, then all is closed."""
+        for group in self.groups.values():
+            self._finish_snapshot(group)  # the one under way is older than what was taken since
+            group.begin_snapshot(self.dead_letters.flush, self._fields)
+            self._finish_snapshot(group)
+        self._report(force=True)
+        self.close()
+
+    def _finish_snapshot(self, group: Group) -> None:
+        while group.snapshot is not None:
+            if group.snapshot.done():
+                self._end_snapshot(group)
+            elif not group.snapshot.turn(group.positions):
+                group.snapshot.wait(0.05)
+
+    def close(self) -> None:
+        self.source.close()
+        self.sink.close()
+
+    # -- stats ------------------------------------------------------------------------------------
+
+    def stats(self) -> ShardStats:
+        """The newest report; safe from any thread."""
+        return self._reported
+
+    def _observe(self, latency: Latency, seconds: float) -> None:
+        counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
+        counts[int(np.searchsorted(LATENCY_BOUNDS_S, seconds))] = 1
+        latency.add(counts, seconds)
+
+    def _report(self, force: bool = False) -> None:
+        now = self._clock()
+        if not force and now - self._reported_at < 0.25:
+            self._reported.progress = self._stats.progress
+            return
+        self._reported_at = now
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        groups = [
+            g.stats(self.source.lag(g.number), now, paused=not self._sink_up) for g in self.groups.values()
+        ]
+        used = frozenset(g.oldest_release for g in groups) | frozenset(g.release for g in groups)
+        if not any(g.to_encode for g in groups):
+            self.releases.forget(used)
+        self._reported = deepcopy(self._stats)
+        self._reported.sink_up = self._sink_up
+        self._reported.memory_bytes = _resident_bytes()
+        self._reported.cpu_s = usage.ru_utime + usage.ru_stime
+        self._reported.groups = groups
+
+
+def _no_vectors(releases: Releases) -> Vectors:
+    assert releases.current is not None
+    none = np.zeros(0, np.int64)
+    return Vectors([], np.zeros((0, releases.current.manifest.dim), np.float32), none, none, none, none)
+
+
+def _resident_bytes() -> int:
+    """Memory of this process now; where /proc is missing, its peak."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,336 @@
+"""Durable folders `<epoch>-<n>` of files under a manifest with sizes and SHA-256, and a group's snapshot in them.
+
+A folder is written under another name, each file and the folder synced, then renamed: it is there whole or
+not at all. A group's base is written slab by slab while the stream goes on: each slab is copied between two
+micro-batches and carries the positions of that moment (`Marks`); a restored group reads again from the
+positions at which the first slab was copied, and each entity skips what its slab already holds."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import structlog
+
+from actors.state import SLAB, Marks, State
+from schemas.errors import SnapshotError
+from schemas.records import I64
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+def epoch_of(lease: int, restarts: int) -> int:
+    """A group's epoch as one number: the lease's epoch, then how often the group's owner was restarted."""
+    return lease << 20 | restarts
+
+
+# -- durable files --------------------------------------------------------------------------------
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Old or new, never half: written beside, synced, renamed, the folder synced."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+def write_folder(
+    root: Path, name: str, files: Iterable[tuple[str, bytes]], meta: Callable[[], dict[str, Any]]
+) -> Path:
+    """Writes `root/name` with `files` and a manifest; `meta` is asked once all files are on disk."""
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = root / f".{name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(mode=0o700)
+    try:
+        listed = {}
+        for file, data in files:
+            with (part / file).open("wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            listed[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest = {"format": FORMAT, "files": listed, "meta": meta()}
+        write_file(part / MANIFEST, json.dumps(manifest).encode())
+        sync_folder(part)
+        os.rename(part, root / name)
+        sync_folder(root)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return root / name
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A written folder, its manifest read; files are verified as they are read."""
+
+    path: Path
+    meta: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    @classmethod
+    def open(cls, path: Path) -> "Folder":
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            found = manifest["format"]
+            meta, files = manifest["meta"], manifest["files"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SnapshotError(f"{path}: its manifest cannot be read ({error}).") from error
+        if found != FORMAT:
+            raise SnapshotError(
+                f"{path} has format {found}, this afresh reads {FORMAT}. Run the version that wrote it."
+            )
+        return cls(path, meta, files)
+
+    def read(self, file: str) -> bytes:
+        """The file's bytes. Raises SnapshotError unless size and SHA-256 are the manifest's."""
+        try:
+            data = (self.path / file).read_bytes()
+            wanted = self.files[file]
+        except (OSError, KeyError) as error:
+            raise SnapshotError(f"{self.path / file} is missing ({error}).") from error
+        if len(data) != wanted["size"] or hashlib.sha256(data).hexdigest() != wanted["sha256"]:
+            raise SnapshotError(f"{self.path / file} is truncated or altered: its SHA-256 is not the manifest's.")
+        return data
+
+    def tensors(self, file: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+        return safetensors.numpy.load(self.read(file))
+
+
+def _order(name: str) -> tuple[int, int]:
+    epoch, n = name.split("-")
+    return int(epoch), int(n)
+
+
+def folders(root: Path) -> list[Path]:
+    """The written folders under `root`, newest first."""
+    if not root.is_dir():
+        return []
+    names = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return [root / name for name in sorted(names, key=_order, reverse=True)]
+
+
+def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
+    """What `load` makes of the newest folder that verifies; None where there is none at all."""
+    for path in folders(root):
+        try:
+            return load(Folder.open(path))
+        except (SnapshotError, safetensors.SafetensorError) as error:
+            log.warning("snapshot_unusable", path=str(path), reason=str(error), next="the one before is tried")
+    return None
+
+
+def prune(root: Path, keep: int, upto: str, also: frozenset[str] = frozenset()) -> None:
+    """Deletes all but the `keep` newest folders up to `upto` (an owner's newest) and those in `also`."""
+    old = [p for p in folders(root) if _order(p.name) <= _order(upto)]
+    for path in old[keep:]:
+        if path.name not in also:
+            shutil.rmtree(path, ignore_errors=True)
+    for part in root.glob(".*.part"):
+        if f".{os.getpid()}." not in part.name:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+# -- a group's snapshot ---------------------------------------------------------------------------
+
+
+def slab_tensors(state: State, lo: int, hi: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """A raw copy of slots lo..hi; fast, because the stream waits for it."""
+    columns = {name: getattr(state.rows, name)[lo:hi].copy() for name in ROW_COLUMNS}
+    return columns | {name: getattr(state, name)[lo:hi].copy() for name in SLOT_COLUMNS}
+
+
+ROW_COLUMNS = ("time_us", "position", "numbers", "categories", "missing")
+SLOT_COLUMNS = (
+    "placed", "count", "totals", "first_us", "last_us", "since_us", "touched", "tag", "owed", "recurrent",
+)  # fmt: skip
+
+
+def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:  # type: ignore[type-arg]
+    """A slab as safetensors: used slots, the rows that their rings hold, their names."""
+    used = np.flatnonzero(raw["placed"] > 0)
+    out = {name: raw[name][used] for name in SLOT_COLUMNS}
+    rows = np.minimum(raw["placed"][used], window)
+    valid = np.arange(window) < rows[:, None]  # a ring that is not full has its rows at 0..n
+    for name in ROW_COLUMNS:
+        out[name] = raw[name][used][valid]
+    text = [(names[i] or "").encode() for i in used.tolist()]
+    out["name_bytes"] = np.frombuffer(b"".join(text), np.uint8)
+    out["name_ends"] = np.cumsum([len(t) for t in text], dtype=np.int64)
+    return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in out.items()})
+
+
+class GroupSnapshot:
+    """One snapshot under way. The shard calls `turn` between micro-batches until it is `done`."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        state: State,
+        positions: list[int],
+        meta: dict[str, Any],
+        before_commit: Callable[[], None],
+    ) -> None:
+        self.name, self.positions = name, list(positions)
+        self._state, self._at, self._slabs = state, 0, list[dict[str, Any]]()
+        self._queue: Queue[Any] = Queue(maxsize=1)
+        self._result: Path | BaseException | None = None
+        self._meta = meta | {
+            "positions": self.positions, "window": state.window, "hidden": state.hidden,
+            "numbers": state.shape.numbers, "categories": state.shape.categories,
+        }  # fmt: skip
+        self._thread = Thread(target=self._write, args=(root, before_commit), daemon=True)
+        self._thread.start()
+
+    def turn(self, positions: list[int]) -> bool:
+        """Copies one slab if the writer has room. True where it did: the stream waited for it."""
+        if self._queue.full() or self._at < 0 or self._result is not None:
+            return False
+        state = self._state
+        lo, hi = self._at, min(self._at + SLAB, len(state.names))
+        if lo >= len(state.names):
+            self._at = -1
+            counts = {name: getattr(state.counts, name) for name in ("evicted", "deleted", "late", "too_old")}
+            self._queue.put({"clock": state.clock, "counts": counts})
+            return False
+        self._queue.put((slab_tensors(state, lo, hi), state.names[lo:hi], list(positions)))
+        self._at = hi
+        return True
+
+    def done(self) -> bool:
+        return self._result is not None and not self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Gives the writer time when the stream has nothing else to do."""
+        self._thread.join(seconds)
+
+    def result(self) -> Path:
+        """The written folder. Raises what went wrong."""
+        self._thread.join()
+        if isinstance(self._result, BaseException):
+            raise SnapshotError(f"the snapshot {self.name} failed: {self._result}") from self._result
+        assert self._result is not None
+        return self._result
+
+    def abandon(self) -> None:
+        """Gives up what is not finished; what is on disk already stays as it was."""
+        if self._thread.is_alive():
+            self._result = SnapshotError("abandoned")
+            with suppress(Exception):
+                self._queue.put_nowait(None)
+            self._thread.join(timeout=5)
+
+    def _write(self, root: Path, before_commit: Callable[[], None]) -> None:
+        def files() -> Iterator[tuple[str, bytes]]:
+            while not isinstance(item := self._queue.get(), dict):
+                if item is None:
+                    raise SnapshotError("abandoned")
+                raw, names, positions = item
+                file = f"slab-{len(self._slabs):06d}.safetensors"
+                self._slabs.append({"file": file, "positions": positions})
+                yield file, _compact(raw, names, self._state.window)
+            self._meta.update(item)
+            before_commit()
+
+        try:
+            self._result = write_folder(
+                root, self.name, files(), lambda: self._meta | {"slabs": self._slabs}
+            )
+        except BaseException as error:
+            self._result = error
+            with suppress(Exception):
+                self._queue.get_nowait()
+
+
+def restore(folder: Folder, state: State) -> list[int]:
+    """Fills an empty `state` from a group's snapshot; returns the positions to read again from.
+
+    The settings may have changed: the recurrent state is kept if its width is the same, and of more
+    entities than there is room for the least recently touched are left out (as if evicted)."""
+    meta = folder.meta
+    for key, now in (
+        ("window", state.window), ("numbers", state.shape.numbers), ("categories", state.shape.categories),
+    ):  # fmt: skip
+        if meta[key] != now:
+            raise SnapshotError(
+                f"{folder.path} was written with {key} = {meta[key]}, the settings say {now}. These may not "
+                "change over a snapshot (docs/operations.md has the table): set it back, or start a stream "
+                "of another name from source.start."
+            )
+    positions: list[int] = meta["positions"]
+    topics = max(len(positions), 1)
+    marks = Marks(np.zeros((len(meta["slabs"]), topics), np.int64), np.full(state.slots, -1, np.int64))
+    for s, slab in enumerate(meta["slabs"]):
+        marks.offsets[s] = slab["positions"] or [0]
+        _fill(state, folder.tensors(slab["file"]), marks, s, same_state=meta["hidden"] == state.hidden)
+    state.clock = meta["clock"]
+    for name, value in meta["counts"].items():
+        setattr(state.counts, name, value)
+    state.counts.entities = len(state.index)
+    state.marks = marks
+    return list(positions)
+
+
+def _fill(state: State, t: dict[str, np.ndarray], marks: Marks, slab: int, same_state: bool) -> None:  # type: ignore[type-arg]
+    blob, ends = t["name_bytes"].tobytes(), t["name_ends"].tolist()
+    names = [blob[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    slots = np.empty(len(names), np.int64)
+    for i, name in enumerate(names):  # the same name in two slabs: the entity moved; the later copy holds
+        slot = state.index.get(name)
+        if slot is None:
+            if len(state.names) < state.slots:
+                slot = len(state.names)
+                state.names.append(name)
+            else:
+                slot = _make_room(state, marks)
+                state.names[slot] = name
+            state.index[name] = slot
+        slots[i] = slot
+    for column in SLOT_COLUMNS:
+        if column != "recurrent" or same_state:
+            getattr(state, column)[slots] = t[column]
+    if not same_state:
+        state.tag[slots] = 0
+    rows: I64 = np.minimum(t["placed"], state.window)
+    each = np.repeat(np.arange(len(slots)), rows)
+    at = np.arange(len(each)) - np.repeat(np.cumsum(rows) - rows, rows)
+    for column in ROW_COLUMNS:
+        getattr(state.rows, column)[slots[each], at] = t[column]
+    marks.slab[slots] = slab
+
+
+def _make_room(state: State, marks: Marks) -> int:
+    slot = int(np.argmin(state.touched[: len(state.names)]))
+    name = state.names[slot]
+    assert name is not None
+    del state.index[name]
+    marks.slab[slot] = -1
+    state.counts.evicted += 1
+    return slot

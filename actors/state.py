@@ -1,0 +1,353 @@
+"""The state of one partition group: per entity a ring of its last L records, counts, totals, recurrent state.
+
+Every column is one array over all slots, reserved whole at the start and committed by the system page by
+page on first touch: growing copies nothing, and a gather needs no loop over slabs. A slab is SLAB
+consecutive slots, the unit of snapshots (`actors/snapshot.py`).
+
+Shapes: E slots, L rows of a ring, M entities touched by a micro-batch, K running totals, H recurrent state.
+"""
+
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from schemas.errors import SettingsError
+from schemas.records import (
+    OFFSET_BITS,
+    Bool,
+    Decoded,
+    F64,
+    I64,
+    Rows,
+    Shape,
+    Windows,
+    category_hash,
+    contributions,
+)
+
+SLAB = 4096
+_NAME_BYTES = 200  # an entity's name in the index and in the list of names, roughly
+_OFFSET_MASK = (1 << OFFSET_BITS) - 1
+
+
+class StateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[state]`: how much memory all entities of the stream may take before the least recent are evicted."""
+
+    max_memory_mb: Annotated[int, Meta(ge=16)] = 4096
+    max_entities: Annotated[int, Meta(ge=1)] | None = None
+
+
+@dataclass(slots=True)
+class Touched:
+    """What one micro-batch did: M entities, and its rows in order of (entity, time, position)."""
+
+    slots: I64  # [M]
+    starts: I64  # [M] the entity's rows are rows[starts[m] : starts[m] + lengths[m]]
+    lengths: I64  # [M]
+    rows: Rows
+    anew: Bool  # [M] stepping from the state before does not give the anchor rule's vector
+    totals: F64  # [M, K] before these rows
+    last_us: I64  # [M] time of the newest row before these
+    deleted: list[str]
+    accepted: int  # records taken, deletions and rows of entities deleted since included
+
+
+@dataclass(slots=True)
+class Counts:
+    entities: int = 0
+    evicted: int = 0
+    deleted: int = 0
+    late: int = 0
+    too_old: int = 0
+
+
+@dataclass(slots=True)
+class Marks:
+    """What a snapshot's slabs already hold: slab s was copied when topic t stood at offsets[s, t]."""
+
+    offsets: I64  # [slabs, topics]
+    slab: I64  # [E] slab the slot was restored from; -1: not restored
+
+    def hold(self, slots: I64, position: I64) -> Bool:
+        """Whether each record is part of what was restored of its entity."""
+        slab = self.slab[slots]
+        topic = position >> OFFSET_BITS
+        return np.asarray((slab >= 0) & ((position & _OFFSET_MASK) < self.offsets[slab, topic]))
+
+
+def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
+    """Bytes of one slot's columns."""
+    row = 8 + 8 + 4 * shape.numbers + 9 * shape.categories
+    return window * row + 8 * shape.totals + 4 * hidden + 8 * 8
+
+
+def capacity(config: StateConfig, groups: int, shape: Shape, window: int, hidden: int) -> int:
+    """Slots of one group under the stream's memory cap. Raises SettingsError where that is too few."""
+    slots = (config.max_memory_mb << 20) // groups // (entity_bytes(shape, window, hidden) + _NAME_BYTES)
+    if config.max_entities is not None:
+        slots = min(slots, -(-config.max_entities // groups))
+    if slots < 64:
+        raise SettingsError(
+            f"state.max_memory_mb is {config.max_memory_mb}: room for {slots} entities in each of {groups} "
+            "partition groups, and at least 64 are needed. Raise it, or lower encoder.window."
+        )
+    return slots
+
+
+@dataclass(slots=True)
+class State:
+    """Rings and totals of up to `slots` entities; `hidden` is the width H of the recurrent state."""
+
+    shape: Shape
+    window: int
+    hidden: int
+    slots: int
+    rows: Rows = field(init=False)  # columns [E, L, ...]
+    placed: I64 = field(init=False)  # [E] rows ever placed in the ring; 0: a free slot
+    count: I64 = field(init=False)  # [E] records, those too old for the ring included
+    totals: F64 = field(init=False)
+    first_us: I64 = field(init=False)
+    last_us: I64 = field(init=False)
+    since_us: I64 = field(init=False)
+    touched: I64 = field(init=False)  # [E] the clock when last touched; orders eviction
+    tag: I64 = field(init=False)  # [E] release of `recurrent`; 0: it must be encoded anew
+    recurrent: np.ndarray = field(init=False)  # type: ignore[type-arg]  # [E, H] float32
+    owed: Bool = field(init=False)  # [E] Redis does not hold the vector it should
+    index: dict[str, int] = field(default_factory=dict)
+    names: list[str | None] = field(default_factory=list)
+    free: list[int] = field(default_factory=list)
+    clock: int = 0
+    counts: Counts = field(default_factory=Counts)
+    marks: Marks | None = None
+
+    def __post_init__(self) -> None:
+        e, w, s = self.slots, self.window, self.shape
+        self.rows = Rows(
+            np.zeros((e, w), np.int64),
+            np.zeros((e, w), np.int64),
+            np.zeros((e, w, s.numbers), np.float32),
+            np.zeros((e, w, s.categories), np.int64),
+            np.zeros((e, w, s.categories), np.bool_),
+        )
+        self.totals = np.zeros((e, s.totals), np.float64)
+        self.recurrent = np.zeros((e, self.hidden), np.float32)
+        self.owed = np.zeros(e, np.bool_)
+        for name in ("placed", "count", "first_us", "last_us", "since_us", "touched", "tag"):
+            setattr(self, name, np.zeros(e, np.int64))
+
+    # -- records in -------------------------------------------------------------------------------
+
+    def apply(self, decoded: Decoded) -> Touched:
+        """Takes a micro-batch of one group into the state. Each record changes its entity once."""
+        accepted = len(decoded.entities)
+        entities, rows, deleted = decoded.entities, decoded.rows, list[str]()
+        if decoded.deleted.any():
+            entities, rows, deleted = self._delete_in(decoded)
+        self.clock += 1
+        slots = np.fromiter(map(self.index.get, entities, repeat(-1)), np.int64, len(entities))
+        if self.marks is not None:
+            known = np.flatnonzero(slots >= 0)
+            held = np.zeros(len(slots), np.bool_)
+            held[known] = self.marks.hold(slots[known], rows.position[known])
+            if held.any():
+                keep = np.flatnonzero(~held)
+                accepted -= len(slots) - len(keep)
+                slots, rows = slots[keep], rows.take(keep)
+                entities = [entities[i] for i in keep.tolist()]
+        new = np.flatnonzero(slots < 0)
+        self.touched[slots[slots >= 0]] = self.clock  # not to be evicted by this batch's own newcomers
+        if len(new):
+            self._admit(slots, new.tolist(), entities, rows.time_us)
+        order = np.lexsort((np.arange(len(slots)), rows.position, rows.time_us, slots))
+        slots, rows = slots[order], rows.take(order)
+        starts = np.flatnonzero(np.diff(slots, prepend=-1))
+        return self._place(slots[starts], starts, np.diff(starts, append=len(slots)), rows, deleted, accepted)
+
+    def _place(
+        self, slots: I64, starts: I64, lengths: I64, rows: Rows, deleted: list[str], accepted: int
+    ) -> Touched:
+        before, totals = self.last_us[slots], self.totals[slots]
+        count = self.count[slots]
+        known = self.placed[slots] > 0
+        newest = self.rows.position[slots, (self.placed[slots] - 1) % self.window]
+        first_us, first_at = rows.time_us[starts], rows.position[starts]
+        late = known & ((first_us < before) | ((first_us == before) & (first_at <= newest)))
+        gaps = np.diff(rows.time_us, prepend=0)
+        gaps[starts] = np.where(known, first_us - before, 0)
+        opens = gaps > self.shape.session_gap_us
+        opens[starts] |= ~known
+        added = contributions(rows.numbers)
+        added[:, 1] = opens
+        if len(starts):
+            sums = np.add.reduceat(added, starts, axis=0)
+            if late.any():
+                sums[late, 1] = 0.0  # their gaps change behind them too: see _merge
+            self.totals[slots] += sums
+        for m in np.flatnonzero(late).tolist():
+            self._merge(int(slots[m]), rows.take(slice(starts[m], starts[m] + lengths[m])))
+        self._append(slots, starts, lengths, rows, ~late)
+        self.count[slots] += lengths
+        ends = rows.time_us[starts + lengths - 1]
+        self.last_us[slots] = np.where(known, np.maximum(before, ends), ends)
+        self.first_us[slots] = np.where(known, np.minimum(self.first_us[slots], first_us), first_us)
+        half = self.window // 2
+        crossed = (count + lengths) // half > count // half
+        return Touched(slots, starts, lengths, rows, late | crossed, totals, before, deleted, accepted)
+
+    def _append(self, slots: I64, starts: I64, lengths: I64, rows: Rows, in_order: Bool) -> None:
+        """Rows newer than all that their entity has."""
+        each = np.repeat(np.arange(len(slots)), lengths)
+        rank = np.arange(len(rows)) - starts[each]
+        at = np.flatnonzero(in_order[each] & (rank >= lengths[each] - self.window))
+        to = slots[each[at]], (self.placed[slots[each[at]]] + rank[at]) % self.window
+        for column in ("time_us", "position", "numbers", "categories", "missing"):
+            getattr(self.rows, column)[to] = getattr(rows, column)[at]
+        self.placed[slots[in_order]] += lengths[in_order]
+
+    def _merge(self, slot: int, new: Rows) -> None:
+        """Rows among which some are older than what the entity has: placed by (time, position)."""
+        placed, gap = int(self.placed[slot]), self.shape.session_gap_us
+        old = self._ring(slot)
+        whole = placed <= self.window  # nothing has left the ring yet
+        opened = np.count_nonzero(np.diff(old.time_us) > gap)
+        before_ring = 1.0 if whole else self.totals[slot, 1] - opened
+        if not whole:  # what is older than the ring has no place in it
+            oldest = old.time_us[0], old.position[0]
+            fits = (new.time_us > oldest[0]) | ((new.time_us == oldest[0]) & (new.position > oldest[1]))
+            self.counts.too_old += int(np.count_nonzero(~fits))
+            new = new.take(fits)
+        newest = old.time_us[-1], old.position[-1]
+        behind = (new.time_us < newest[0]) | ((new.time_us == newest[0]) & (new.position <= newest[1]))
+        self.counts.late += int(np.count_nonzero(behind))
+        merged = Rows.concat((old, new))
+        merged = merged.take(np.lexsort((np.arange(len(merged)), merged.position, merged.time_us)))
+        self.totals[slot, 1] = before_ring + np.count_nonzero(np.diff(merged.time_us) > gap)
+        placed += len(new)
+        merged = merged.take(slice(-self.window, None))
+        to = (placed - len(merged) + np.arange(len(merged))) % self.window
+        for column in ("time_us", "position", "numbers", "categories", "missing"):
+            getattr(self.rows, column)[slot, to] = getattr(merged, column)
+        self.placed[slot] = placed
+
+    def _ring(self, slot: int) -> Rows:
+        placed = int(self.placed[slot])
+        n = min(placed, self.window)
+        at = (placed - n + np.arange(n)) % self.window
+        r = self.rows
+        return Rows(*(column[slot, at] for column in _columns(r)))
+
+    # -- entities come and go ---------------------------------------------------------------------
+
+    def _admit(self, slots: I64, new: list[int], entities: list[str], time_us: I64) -> None:
+        """Gives slots to the names that have none; `slots` is filled in place."""
+        newcomers = dict.fromkeys(entities[i] for i in new)
+        wanted = len(newcomers) - (self.slots - len(self.names)) - len(self.free)
+        if wanted > 0:
+            self._evict(wanted)
+        for name in newcomers:
+            if self.free:
+                slot = self.free.pop()
+                self.names[slot] = name
+            else:
+                slot = len(self.names)
+                self.names.append(name)
+            self.index[name] = slot
+        at = np.fromiter((self.index[entities[i]] for i in new), np.int64, len(new))
+        slots[new] = at
+        self.touched[at] = self.clock
+        first = np.unique(at, return_index=True)
+        self.since_us[first[0]] = time_us[np.asarray(new)[first[1]]]
+        self.counts.entities = len(self.index)
+
+    def _evict(self, wanted: int) -> None:
+        """Frees at least `wanted` slots: the least recently touched, some more at once to do it seldom."""
+        used = np.flatnonzero(self.placed[: len(self.names)] > 0)
+        used = used[self.touched[used] < self.clock]
+        if len(used) < wanted:
+            raise SettingsError(
+                f"one micro-batch touches more entities than the {self.slots} that a partition group has "
+                "room for. Raise state.max_memory_mb, or lower shard.max_records."
+            )
+        n = min(len(used), max(wanted, self.slots // 64))
+        for slot in used[np.argpartition(self.touched[used], n - 1)[:n]].tolist():
+            self._release(slot)
+        self.counts.evicted += n
+
+    def _release(self, slot: int) -> None:
+        name = self.names[slot]
+        assert name is not None
+        del self.index[name]
+        self.names[slot] = None
+        self.free.append(slot)
+        self.totals[slot] = 0.0
+        self.owed[slot] = False
+        for column in (self.placed, self.count, self.tag, self.last_us, self.first_us, self.touched):
+            column[slot] = 0
+        if self.marks is not None:
+            self.marks.slab[slot] = -1
+
+    def _delete_in(self, decoded: Decoded) -> tuple[list[str], Rows, list[str]]:
+        """Forgets the deleted entities, and with them their rows before their last deletion."""
+        last: dict[str, int] = {}
+        for i in np.flatnonzero(decoded.deleted).tolist():
+            name = decoded.entities[i]
+            slot = self.index.get(name)
+            if slot is not None and self.marks is not None:
+                if self.marks.hold(np.array([slot]), decoded.rows.position[i : i + 1])[0]:
+                    continue
+            last[name] = i
+        for name in last:
+            slot = self.index.get(name)
+            if slot is not None:
+                self._release(slot)
+        self.counts.deleted += len(last)
+        self.counts.entities = len(self.index)
+        keep = [
+            i
+            for i, (name, gone) in enumerate(zip(decoded.entities, decoded.deleted.tolist(), strict=True))
+            if not gone and i > last.get(name, -1)
+        ]
+        return [decoded.entities[i] for i in keep], decoded.rows.take(np.array(keep, np.int64)), list(last)
+
+    # -- windows out ------------------------------------------------------------------------------
+
+    def anchored(self, slots: I64) -> I64:
+        """w of the anchor rule for each slot. [M]"""
+        n, half = self.count[slots], self.window // 2
+        return np.minimum(np.where(n < half, n, half + n % half), self.placed[slots])
+
+    def padded(self, slots: I64, lengths: I64) -> tuple[Rows, F64]:
+        """The newest `lengths` rows of each slot, as columns [M, T, ...] padded behind, and the totals before."""
+        steps = np.arange(int(lengths.max(initial=1)))
+        start = self.placed[slots] - lengths
+        at = (start[:, None] + np.minimum(steps, lengths[:, None] - 1)) % self.window
+        rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
+        valid = steps < lengths[:, None]
+        flat = contributions(rows.numbers.reshape(-1, self.shape.numbers))
+        flat[:, 1] = (np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us).ravel()
+        inside = (flat.reshape(*valid.shape, -1) * valid[:, :, None]).sum(1)
+        return rows, self.totals[slots] - inside
+
+    def windows(self, slots: I64) -> Windows:
+        """All rows that each slot's ring holds, flat."""
+        lengths = np.minimum(self.placed[slots], self.window)
+        rows, totals = self.padded(slots, lengths)
+        valid = np.arange(rows.time_us.shape[1]) < lengths[:, None]
+        flat = Rows(*(column[valid] for column in _columns(rows)))
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        names = [category_hash(self.names[slot] or "") for slot in slots.tolist()]
+        return Windows(flat, offsets, totals, self.first_us[slots], np.array(names, np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the entities so far take."""
+        return len(self.names) * (entity_bytes(self.shape, self.window, self.hidden) + _NAME_BYTES)
+
+
+def _columns(rows: Rows) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+    return rows.time_us, rows.position, rows.numbers, rows.categories, rows.missing
+
