@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3 python
 PACKAGES := schemas learning actors daemon benchmarks examples tests
-TYPED := schemas learning actors daemon benchmarks $(wildcard examples)
+TYPED := schemas learning actors daemon benchmarks $(wildcard examples/*.py)
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url
-AFRESH_DATA ?= ../shared/data
 
 export PYTHONUNBUFFERED := 1
+export AFRESH_DATA
 
 .PHONY: help demo test check format lock bench quality-events test-faults env servers clean
 .DEFAULT_GOAL := help
@@ -38,7 +38,8 @@ bench: env servers ## measure speed and size; writes build/bench.json
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 quality-events: env servers ## measure what the embeddings know; AFRESH_DATA names the data folder
-	AFRESH_DATA="$(AFRESH_DATA)" $(BIN)/python -m benchmarks.quality_events $(ARGS)
+	@test -n "$$AFRESH_DATA" || { echo "Say where the data are: make $@ AFRESH_DATA=folder" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.quality_events $(ARGS)
 
 test-faults: env servers ## kill, stall and starve it for longer than the suite does
 	$(BIN)/python -m benchmarks.faults $(ARGS)
