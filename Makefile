@@ -11,7 +11,6 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 	--no-header --no-annotate --no-emit-index-url
 
 export PYTHONUNBUFFERED := 1
-export AFRESH_DATA
 
 .PHONY: help demo test check format lock bench quality-events test-faults env servers clean
 .DEFAULT_GOAL := help
