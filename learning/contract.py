@@ -1,0 +1,99 @@
+"""What kinds, encoders and objectives promise each other.
+
+Suffixes of tensors: B entities of a batch, M rows of a view, T time, D dimension of the vector.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from schemas.records import Windows
+
+View: TypeAlias = dict[str, Tensor]
+"""One look at a batch, padded: the encoder's inputs, `valid_BT` and `position_BT`."""
+
+Update: TypeAlias = dict[str, Tensor]
+"""What an objective wants to change in its buffers, once the step is known to be finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """views: "slices" (S per entity, side by side), "window", "masked" (of the window),
+    "next" (a sequence whose next rows are predicted). index: entity_B, record_B (one record of
+    the stream), time_B (µs), and owner_M, the entity 0..B-1 of each slice. pairs: positives as
+    two rows of "slices". now_us: stream time."""
+
+    views: dict[str, View]
+    index: dict[str, Tensor]
+    pairs: dict[str, Tensor]
+    now_us: int
+
+
+class Output(NamedTuple):
+    """z_BD has unit length; h_BTD is what the encoder knows after each row; extra: `state`, and
+    `log_variance` where the encoder has it."""
+
+    z_BD: Tensor  # noqa: N815
+    h_BTD: Tensor  # noqa: N815
+    extra: dict[str, Tensor]
+
+
+class Needs(NamedTuple):
+    """What an objective asks of a batch; the learner cuts only what somebody needs."""
+
+    slices: int = 0
+    shortest: float = 0.2
+    longest: float = 0.8
+    window: bool = False
+    following: bool = False  # "next"
+    masked: float = 0.0  # share of rows hidden in "masked"
+    teacher: bool = False
+    variance: bool = False  # log_variance from the encoder
+
+    @classmethod
+    def all_of(cls, needs: Iterable["Needs"]) -> "Needs":
+        """Everything that any of them asks for."""
+        every = list(needs)
+        cut = max(every, key=lambda n: n.slices, default=cls())
+        return cls(
+            cut.slices,
+            cut.shortest,
+            cut.longest,
+            any(n.window for n in every),
+            any(n.following for n in every),
+            max((n.masked for n in every), default=0.0),
+            any(n.teacher for n in every),
+            any(n.variance for n in every),
+        )
+
+
+Encode: TypeAlias = Callable[[View], Output]
+"""Student or teacher, as an objective sees it: the same view twice is computed once."""
+
+
+class Kind(Protocol):
+    """Columns -> views; all randomness comes from the generator given."""
+
+    def views(
+        self, windows: Windows, needs: Needs, rng: np.random.Generator, *, augment: bool
+    ) -> Batch: ...
+
+
+class Objective(nn.Module):
+    """A loss with what it owns: heads are parameters; banks and prototypes are buffers.
+
+    `forward` changes nothing but gradients; buffers move in `apply`, after the finite check."""
+
+    needs: Needs = Needs()
+
+    def forward(self, student: Encode, teacher: Encode, batch: Batch) -> tuple[Tensor, Update]:
+        """The mean loss (a scalar), and what `apply` shall do."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def apply_update(self, update: Update) -> None:
+        """Moves the buffers; nn.Module has an `apply` of its own."""

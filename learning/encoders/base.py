@@ -1,0 +1,52 @@
+"""What the encoders of events share: fields in, the last valid row out, unit length."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learning.config import EncoderBase
+from learning.contract import Output, View
+from learning.encoders.fields import Fields, row
+from schemas.records import Shape
+
+
+class RecurrentEncoder(nn.Module):
+    """Fields -> layers -> the last row's state beside its features -> a vector of unit length.
+
+    The state packs all layers side by side: [B, H], H = layers · hidden."""
+
+    def __init__(self, shape: Shape, config: EncoderBase) -> None:
+        super().__init__()
+        self.shape = shape
+        self.config = config
+        self.fields = Fields(shape, config)
+        self.out = nn.Linear(2 * config.hidden, config.dim)
+        if config.variance:
+            self.log_variance = nn.Linear(2 * config.hidden, config.dim)
+
+    def recur(self, x_BTD: Tensor, state_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [B, T, hidden] of the last layer, and states [B, T, H] of all layers."""
+        raise NotImplementedError
+
+    def forward(self, view: View) -> Output:
+        """Padded rows change nothing: only what lies before them is read."""
+        x_BTD = self.fields(view)
+        h_BTD, states_BTH = self.recur(x_BTD, view["state"])
+        last = (view["length"] - 1).reshape(-1, 1, 1)
+        h_BD, x_BD = _at(h_BTD, last), _at(x_BTD, last)
+        joined = torch.cat([h_BD, x_BD], -1)
+        extra = {"state": h_BD if states_BTH is h_BTD else _at(states_BTH, last)}
+        if self.config.variance:
+            extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
+        return Output(F.normalize(self.out(joined), dim=-1), h_BTD, extra)
+
+    def step(self, record: View) -> Output:
+        """One more record each, from `state`: the view of `forward` without T and `length`."""
+        rows = ("time_us", "numbers", "categories", "missing")
+        view = {name: row(t) if name in rows else t for name, t in record.items()}
+        view["length"] = torch.ones_like(record["time_us"])
+        return self(view)  # type: ignore[no-any-return]
+
+
+def _at(x_BTD: Tensor, last: Tensor) -> Tensor:
+    return torch.gather(x_BTD, 1, last.expand(-1, 1, x_BTD.shape[2])).squeeze(1)

@@ -1,0 +1,268 @@
+"""Encoders -> ONNX bytes, and the proof that ONNX Runtime computes what PyTorch does.
+
+The first export of an architecture takes seconds; later ones put new bytes into its
+initialisers, which takes milliseconds: nothing was folded (`optimize=False`), so every weight
+is there under its own name.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from learning.contract import View
+from learning.encoders.base import RecurrentEncoder
+from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
+from schemas.errors import ReleaseError
+from schemas.records import Shape, Windows
+
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+
+OUTPUTS = ("embedding", "new_state")
+_BY_ROW = frozenset({"time_us", "numbers", "categories", "missing"})
+_templates: dict[tuple[str, str], onnx.ModelProto] = {}
+
+
+class _Graph(nn.Module):
+    """The encoder with its inputs by position, as a graph has them."""
+
+    def __init__(self, encoder: RecurrentEncoder, graph: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.graph = graph
+        self.names = inputs(graph, encoder.shape)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        view = dict(zip(self.names, tensors, strict=True))
+        run = self.encoder if self.graph == "encode" else self.encoder.step
+        z_BD, _, extra = run(view)
+        return z_BD, extra["state"]
+
+
+def inputs(graph: str, shape: Shape) -> tuple[str, ...]:
+    """Names of a graph's inputs, in order; those without columns are left out."""
+    gone = set() if shape.numbers else {"numbers"}
+    if not shape.categories:
+        gone |= {"categories", "missing"}
+    names = ENCODE_INPUTS if graph == "encode" else STEP_INPUTS
+    return tuple(name for name in names if name not in gone)
+
+
+def export(encoder: RecurrentEncoder, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """The `encode` and the `step` graph as ONNX bytes, checked, with `metadata_props`."""
+    return _one(encoder, "encode", metadata), _one(encoder, "step", metadata)
+
+
+def _one(encoder: RecurrentEncoder, graph: str, metadata: Mapping[str, str]) -> bytes:
+    config = f"{msgspec.json.encode(encoder.config)!r} {encoder.shape}"
+    template = _templates.get((graph, config))
+    if template is None:
+        template = _templates[graph, config] = fresh(encoder, graph)
+    model = swapped(template, encoder)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def fresh(encoder: RecurrentEncoder, graph: str) -> onnx.ModelProto:
+    """The graph traced anew; takes seconds."""
+    module = _Graph(encoder, graph).eval()
+    args = tuple(_example(encoder, module.names, graph).values())
+    free = [{0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for _ in args]
+    for name, axes in zip(module.names, free, strict=True):
+        if graph == "step" or name not in _BY_ROW:
+            del axes[1]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecations inside the exporter
+        program = torch.onnx.export(
+            module,
+            args,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            input_names=list(module.names),
+            output_names=[f"out_{name}" for name in OUTPUTS],
+            dynamic_shapes=(tuple(free),),
+        )
+    assert program is not None
+    model = _named(program.model_proto)
+    _assert_free_axes(model, graph)
+    _assert_plain(model)
+    return model
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Gives the outputs their names; a value inside that has one (of torch's) is renamed."""
+    names = {name: f"inner_{name}" for name in OUTPUTS} | {f"out_{n}": n for n in OUTPUTS}
+    for node in model.graph.node:
+        node.ClearField("metadata_props")  # torch's stack traces
+        node.ClearField("doc_string")
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.name = names.get(value.name, value.name)
+    return model
+
+
+def swapped(template: onnx.ModelProto, encoder: RecurrentEncoder) -> onnx.ModelProto:
+    """The template with the encoder's weights and buffers."""
+    model = onnx.ModelProto()
+    model.CopyFrom(template)
+    state = encoder.state_dict()
+    found = set()
+    for initialiser in model.graph.initializer:
+        name = initialiser.name.removeprefix("encoder.")
+        if name in state:
+            found.add(name)
+            array = state[name].detach().cpu().contiguous().numpy()
+            if list(array.shape) != list(initialiser.dims):
+                raise ReleaseError(f"{name} is {array.shape}, the graph has {initialiser.dims}.")
+            initialiser.CopyFrom(onnx.numpy_helper.from_array(array, initialiser.name))
+    lost = {name for name in state if not name.startswith("log_variance.")} - found
+    if lost:
+        raise ReleaseError(f"The exported graph lacks {sorted(lost)}: it cannot carry new weights.")
+    return model
+
+
+def parity(
+    encoder: RecurrentEncoder, encode_onnx: bytes, step_onnx: bytes, windows: Windows
+) -> float:
+    """Largest difference between ONNX Runtime and PyTorch, at ≥ 3 shapes of both graphs, and
+    between stepping over a window and encoding it. `windows`: some, the longer the better."""
+    encode, step = session(encode_onnx), session(step_onnx)
+    view = pad(windows, encoder.config.state)
+    longest = view["time_us"].shape[1]
+    worst = 0.0
+    for size in sorted({1, 2, min(3, len(windows)), len(windows)}):
+        for length in sorted({1, max(1, longest // 2), longest}):
+            part = _trimmed(view, size, length)
+            worst = max(worst, _encode_gap(encoder, encode, part))
+    worst = max(worst, _step_gap(encoder, step, _trimmed(view, len(windows), longest)))
+    return max(worst, _step_gap(encoder, step, _trimmed(view, 1, longest)))
+
+
+def session(model: bytes) -> ort.InferenceSession:
+    """One thread, on the CPU."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(of: ort.InferenceSession, view: View) -> list[npt.NDArray[np.float32]]:
+    """Embedding and new state; takes of the view what the graph has as inputs."""
+    result: list[npt.NDArray[np.float32]] = of.run(
+        list(OUTPUTS), {i.name: view[i.name].numpy() for i in of.get_inputs()}
+    )
+    return result
+
+
+def _trimmed(view: View, size: int, length: int) -> View:
+    """The first `size` windows, their first `length` rows."""
+    part = {name: t[:size].contiguous() for name, t in view.items()}
+    for name in _BY_ROW:
+        part[name] = part[name][:, :length].contiguous()
+    part["length"] = part["length"].clamp(max=length)
+    return part
+
+
+@torch.no_grad()
+def _encode_gap(encoder: RecurrentEncoder, encode: ort.InferenceSession, view: View) -> float:
+    z_BD, _, extra = encoder.eval()(view)
+    got_z, got_state = run(encode, view)
+    return max(_gap(got_z, z_BD), _gap(got_state, extra["state"]))
+
+
+@torch.no_grad()
+def _step_gap(encoder: RecurrentEncoder, step: ort.InferenceSession, view: View) -> float:
+    """Steps over the view in ONNX Runtime, against `encode` of each prefix in PyTorch."""
+    worst = 0.0
+    records = stepped(encoder, view)
+    state = view["state"]
+    for t, record in enumerate(records):
+        got_z, got_state = run(step, {**record, "state": state})
+        state = torch.from_numpy(got_state)
+        prefix = _trimmed(view, len(state), t + 1)
+        there = view["length"] > t
+        if there.any():
+            z_BD, _, extra = encoder.eval()(prefix)
+            worst = max(worst, _gap(got_z[there.numpy()], z_BD[there]))
+            worst = max(worst, _gap(got_state[there.numpy()], extra["state"][there]))
+    return worst
+
+
+def stepped(encoder: RecurrentEncoder, view: View) -> list[View]:
+    """The inputs of `step`, but for the state, for each row of the view in turn."""
+    shape, out = encoder.shape, []
+    totals = view["totals"].clone()
+    previous = view["previous_us"]
+    for t in range(view["time_us"].shape[1]):
+        record = {name: view[name][:, t].contiguous() for name in _BY_ROW}
+        out.append(
+            {
+                **record,
+                "previous_us": previous,
+                "totals": totals.clone(),
+                "first_us": view["first_us"],
+            }
+        )
+        totals[:, 0] += 1
+        totals[:, 1] += record["time_us"] - previous > shape.session_gap_us
+        there = torch.logical_not(torch.isnan(record["numbers"]))
+        x = torch.where(there, record["numbers"], 0.0).to(torch.float64)
+        y = torch.sign(x) * torch.log1p(torch.abs(x))
+        totals[:, 2:] += torch.cat([there.to(torch.float64), y, y * y], 1)
+        previous = record["time_us"]
+    return out
+
+
+def _gap(got: npt.NDArray[np.float32], wanted: Tensor) -> float:
+    difference = np.abs(got.astype(np.float64) - wanted.cpu().numpy().astype(np.float64))
+    return float("inf") if not np.isfinite(difference).all() else float(difference.max(initial=0))
+
+
+def _example(encoder: RecurrentEncoder, names: tuple[str, ...], graph: str) -> View:
+    """Inputs to trace with: no axis is 1 or equal to another by chance."""
+    b, t, shape = 3, min(5, encoder.config.window), encoder.shape
+    at = () if graph == "step" else (t,)
+    made = {
+        "time_us": torch.arange(b * (t if at else 1)).reshape(b, *at) * 1_000_000,
+        "numbers": torch.zeros(b, *at, shape.numbers),
+        "categories": torch.zeros(b, *at, shape.categories, dtype=torch.int64),
+        "missing": torch.zeros(b, *at, shape.categories, dtype=torch.bool),
+        "length": torch.full((b,), t),
+        "previous_us": torch.zeros(b, dtype=torch.int64),
+        "totals": torch.zeros(b, shape.totals, dtype=torch.float64),
+        "first_us": torch.zeros(b, dtype=torch.int64),
+        "state": torch.zeros(b, encoder.config.state),
+    }
+    return {name: made[name] for name in names}
+
+
+def _assert_free_axes(model: onnx.ModelProto, graph: str) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        axes = value.type.tensor_type.shape.dim
+        want = 2 if graph == "encode" and value.name in _BY_ROW else 1
+        frozen = [i for i in range(want) if not axes[i].dim_param]
+        if frozen:
+            raise ReleaseError(f"Export froze axis {frozen} of {graph}'s {value.name}.")
+
+
+def _assert_plain(model: onnx.ModelProto) -> None:
+    """No custom operators; no scatter, which some providers compute in a racy order."""
+    for node in model.graph.node:
+        if node.op_type.startswith("Scatter"):
+            raise ReleaseError(f"The exported graph holds {node.op_type}: rewrite it as a gather.")
+    if model.functions or {o.domain for o in model.opset_import} - {"", "ai.onnx"}:
+        raise ReleaseError(f"The exported graph needs more than ONNX: {model.opset_import}.")
