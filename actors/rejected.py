@@ -1,0 +1,20 @@
+"""Why a record cannot be used: the closed set of classes, and the error that carries one."""
+
+from typing import Literal
+
+from schemas.errors import Invalid
+
+ErrorClass = Literal[
+    "not_json", "not_msgpack", "not_avro", "not_arrow", "wrong_type", "missing_entity",
+    "bad_entity", "missing_time", "bad_time", "infinite", "too_large", "too_deep",
+    "invalid_utf8", "unknown_schema", "wrong_columns",
+]  # fmt: skip
+"""A label of the dead-letter metric."""
+
+
+class Rejected(Invalid):
+    """One record cannot be used; `error` is its class."""
+
+    def __init__(self, error: ErrorClass, reason: str) -> None:
+        super().__init__(reason)
+        self.error: ErrorClass = error
