@@ -90,7 +90,7 @@ class Objective(nn.Module):
 
     needs: Needs = Needs()
 
-    def forward(self, student: Encode, teacher: Encode, batch: Batch) -> tuple[Tensor, Update]:
+    def forward(self, student: Encode, teacher: Encode, batch: Batch, /) -> tuple[Tensor, Update]:
         """The mean loss (a scalar), and what `apply` shall do."""
         raise NotImplementedError
 

@@ -33,7 +33,7 @@ def scan(a_BTD: Tensor, b_BTD: Tensor, h0_BD: Tensor, longest: int) -> Tensor:
 
 
 class LinearRecurrence(nn.Module):
-    """One layer: gates, recurrence, a gated way out, added to what came in."""
+    """One layer: gates of the scaled input, recurrence, a gated way out, added to what came in."""
 
     def __init__(self, hidden: int, longest: int) -> None:
         super().__init__()
@@ -45,7 +45,8 @@ class LinearRecurrence(nn.Module):
             self.gates.bias[:hidden] = torch.logit(forget)
 
     def forward(self, x_BTD: Tensor, h0_BD: Tensor) -> tuple[Tensor, Tensor]:
-        a, i, v, way_out = self.gates(x_BTD).chunk(4, -1)
+        size = torch.sqrt(torch.mean(x_BTD * x_BTD, -1, keepdim=True) + 1e-6)
+        a, i, v, way_out = torch.chunk(self.gates(x_BTD / size), 4, -1)
         a, rest = torch.sigmoid(a), torch.sigmoid(-a)  # 1 - a, exact also where a is nearly 1
         scale = torch.sqrt(torch.clamp(rest * (1.0 + a), min=1e-12))
         b = scale * torch.sigmoid(i) * torch.tanh(v)

@@ -1,0 +1,40 @@
+"""Keeps the vectors of one generation in one space."""
+
+import torch
+from torch import Tensor
+
+from learning.encoders.base import RecurrentEncoder
+
+
+def procrustes(new_BD: Tensor, old_BD: Tensor) -> Tensor:
+    """The rotation or reflection R_DD that brings new_BD @ R closest to old_BD.
+
+    Fit it on 10·D entities at least. Source: Schönemann 1966, doi:10.1007/BF02289451."""
+    u, _, vh = torch.linalg.svd(new_BD.double().T @ old_BD.double())
+    return u @ vh
+
+
+@torch.no_grad()
+def rotate(encoder: RecurrentEncoder, r_DD: Tensor) -> None:
+    """Folds the rotation into the last linear layer: its vectors become z @ R."""
+    for p in (encoder.out.weight, encoder.out.bias):
+        p.copy_((r_DD.T.to(p.device) @ p.double()).to(p.dtype))
+
+
+def mean_cosine(a_BD: Tensor, b_BD: Tensor) -> float:
+    """Of unit vectors, row by row."""
+    return float((a_BD * b_BD).sum(1).mean())
+
+
+def neighbour_overlap(a_BD: Tensor, b_BD: Tensor, k: int = 10) -> float:
+    """Mean share of common nearest neighbours in two spaces, by cosine; 1 is agreement."""
+    k = min(k, len(a_BD) - 1)
+    if k < 1:
+        return 1.0
+    near = []
+    for z in (a_BD, b_BD):
+        cosine = z @ z.T
+        cosine.fill_diagonal_(-torch.inf)
+        near.append(cosine.topk(k, dim=1).indices)
+    same = near[0][:, :, None] == near[1][:, None, :]
+    return float(same.any(2).float().mean())
