@@ -1,0 +1,146 @@
+"""Questions to Kafka beside the stream: partitions, offsets, commits. They block."""
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import kafka
+import kafka.errors
+from kafka.protocol.consumer import IsolationLevel, OffsetSpec
+
+from actors.kafka_config import SourceConfig
+from schemas.errors import SourceDown, SourceError
+
+Partition = tuple[str, int]
+
+
+class Cluster:
+    """Connects when first asked, and anew after every failure. Safe from several threads."""
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._config = config
+        self._client: Any = None
+        self._lock = threading.Lock()
+
+    def describe(self) -> dict[str, tuple[int, str]]:
+        """Each topic's number of partitions, and its id. SourceError where one is missing."""
+        found = {t["name"]: t for t in self._ask("describe_topics", list(self._config.topics))}
+        out = {}
+        for topic in self._config.topics:
+            told = found.get(topic)
+            error = kafka.errors.for_code(told["error_code"]) if told else None
+            if told is not None and error is kafka.errors.NoError:
+                out[topic] = len(told["partitions"]), str(told.get("topic_id", ""))
+            elif error is None or error is kafka.errors.UnknownTopicOrPartitionError:
+                raise SourceError(
+                    f"The topic {topic!r} does not exist on {self.hosts}. Create it, or mend "
+                    "source.topics."
+                )
+            elif issubclass(error, kafka.errors.RetriableError):
+                raise SourceDown(f"The topic {topic!r} on {self.hosts} is not ready: {error()}.")
+            else:
+                raise SourceError(f"The topic {topic!r} on {self.hosts}: {error()}.")
+        return out
+
+    def partitions(self) -> int:
+        """The number of partitions that all topics have."""
+        counts = {topic: count for topic, (count, _) in self.describe().items()}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
+            raise SourceError(
+                f"The topics of a stream need equal numbers of partitions, keyed alike; {listed}. "
+                "Copy them into topics that have, or make them streams of their own."
+            )
+        return next(iter(counts.values()))
+
+    def ends(self, partitions: Iterable[Partition], committed: bool = True) -> dict[Partition, int]:
+        """One past the newest record; `committed`: of those before any open transaction."""
+        return self._offsets(partitions, OffsetSpec.LATEST, committed)
+
+    def begins(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return self._offsets(partitions, OffsetSpec.EARLIEST, True)
+
+    def at(self, partitions: Iterable[Partition], ms: int) -> dict[Partition, int]:
+        """The first records produced at that instant or later; the ends where there are none."""
+        asked = list(partitions)
+        ends = self.ends(asked)
+        found = self._offsets(asked, ms, True)
+        return {p: found[p] if found.get(p, -1) >= 0 else ends[p] for p in asked}
+
+    def commit(self, group: str, positions: Mapping[Partition, int]) -> None:
+        """Raises SourceDown or SourceError."""
+        offsets = {
+            kafka.TopicPartition(*p): kafka.structs.OffsetAndMetadata(offset, "", -1)
+            for p, offset in positions.items()
+        }
+        for part, error in self._ask("alter_group_offsets", group, offsets).items():
+            if error is not kafka.errors.NoError:
+                raise SourceError(f"{part.topic}, partition {part.partition}: {error.__name__}")
+
+    def create(self, topic: str, partitions: int) -> bool:
+        """False where it is there already."""
+        if topic in self._ask("list_topics"):
+            return False
+        wanted = {"num_partitions": partitions, "replication_factor": -1}
+        try:
+            self._ask("create_topics", {topic: wanted})
+        except kafka.errors.TopicAlreadyExistsError:
+            return False
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    @property
+    def hosts(self) -> str:
+        return ", ".join(self._config.hosts)
+
+    def _offsets(
+        self, partitions: Iterable[Partition], spec: Any, committed: bool
+    ) -> dict[Partition, int]:
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        asked = {kafka.TopicPartition(*p): spec for p in partitions}
+        if not asked:
+            return {}
+        answer = self._ask("list_partition_offsets", asked, level)
+        return {(p.topic, p.partition): found.offset for p, found in answer.items()}
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        with self._lock:
+            try:
+                if self._client is None:
+                    self._client = kafka.KafkaAdminClient(**self._config.client())
+                return getattr(self._client, method)(*args)
+            except kafka.errors.TopicAlreadyExistsError:
+                raise
+            except (kafka.errors.KafkaError, OSError) as error:
+                self._drop()
+                raise _translated(error, self.hosts, self._config) from error
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            try:
+                client.close()
+            except (kafka.errors.KafkaError, OSError, RuntimeError):
+                return
+
+
+def _translated(error: Exception, hosts: str, config: SourceConfig) -> SourceDown | SourceError:
+    refusals = (
+        kafka.errors.AuthorizationError,
+        kafka.errors.SaslAuthenticationFailedError,
+        kafka.errors.UnsupportedSaslMechanismError,
+        kafka.errors.KafkaConfigurationError,
+    )
+    if isinstance(error, refusals):
+        return SourceError(
+            f"Kafka at {hosts} refuses us: {error}. See security_protocol, username and ssl_* "
+            "under [source], and the rights of that user."
+        )
+    what = str(error) or type(error).__name__
+    return SourceDown(
+        f"Kafka at {hosts} does not answer within {config.timeout_s:g} s ({what}). Is it running, "
+        f"and is source.security_protocol {config.security_protocol} the listener's?"
+    )
