@@ -11,7 +11,8 @@ def procrustes(new_BD: Tensor, old_BD: Tensor) -> Tensor:
 
     Fit it on 10·D entities at least. Source: Schönemann 1966, doi:10.1007/BF02289451."""
     u, _, vh = torch.linalg.svd(new_BD.double().T @ old_BD.double())
-    return u @ vh
+    r_DD: Tensor = u @ vh
+    return r_DD
 
 
 @torch.no_grad()

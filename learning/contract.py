@@ -53,6 +53,7 @@ class Needs(NamedTuple):
     masked: float = 0.0  # share of rows hidden in "masked"
     teacher: bool = False
     variance: bool = False  # log_variance from the encoder
+    rows: bool = False  # reads h_BTD; if nobody does, it comes without rows
 
     @classmethod
     def all_of(cls, needs: Iterable["Needs"]) -> "Needs":
@@ -68,6 +69,7 @@ class Needs(NamedTuple):
             max((n.masked for n in every), default=0.0),
             any(n.teacher for n in every),
             any(n.variance for n in every),
+            any(n.rows or n.following or n.masked for n in every),
         )
 
 

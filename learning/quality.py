@@ -15,7 +15,8 @@ def effective_rank(z_BD: Tensor) -> Tensor:
     z = z_BD.double()
     gram = z.T @ z if z.shape[0] >= z.shape[1] else z @ z.T
     p = F.normalize(torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt(), p=1, dim=0)
-    return torch.special.entr(p).sum().exp()
+    rank: Tensor = torch.special.entr(p).sum().exp()
+    return rank
 
 
 def uniformity(z_BD: Tensor, t: float = 2.0) -> Tensor:

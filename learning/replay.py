@@ -180,9 +180,9 @@ class Replay:
         _, first = np.unique(self._entity[order], return_index=True)
         return self.take(order[first[:n]])
 
-    def forget(self, gone: Bool) -> None:
-        """Drops the windows at these places of `owners()`."""
-        self._remove(np.flatnonzero(gone))
+    def forget(self, entities: I64) -> None:
+        """Drops every window of these."""
+        self._remove(np.flatnonzero(np.isin(self.owners(), entities)))
 
     def owners(self) -> I64:
         """The entity of every window kept."""

@@ -39,6 +39,20 @@ def whole(windows: Windows) -> Pieces:
     return Pieces(np.arange(len(windows)), windows.offsets[:-1], n, windows.totals)
 
 
+def subset(windows: Windows, which: I64) -> Windows:
+    """Some of the windows, in this order."""
+    start, n = windows.offsets[which], np.diff(windows.offsets)[which]
+    ends = np.cumsum(n)
+    at = np.arange(int(n.sum())) + np.repeat(start - ends + n, n)
+    return Windows(
+        windows.rows.take(at),
+        np.concatenate([[0], ends]),
+        windows.totals[which],
+        windows.first_us[which],
+        windows.entity[which],
+    )
+
+
 def totals_before(windows: Windows, owner: I64, start: I64, session_gap_us: int) -> F64:
     """Running totals before row `start` of window `owner`, its own session included. [M, K]"""
     rows, first = windows.rows, windows.offsets[:-1]

@@ -1,0 +1,298 @@
+"""The learner: windows in, steps of the objectives, averaged weights out.
+
+Compute, check, then apply: a step whose loss or gradient is not finite changes nothing."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from learning import encoders, learner_state, objectives
+from learning.config import EncoderConfig, LearnerConfig, refuse
+from learning.contract import Batch, Needs, Objective, Update
+from learning.encoders.base import RecurrentEncoder
+from learning.held_out import MOST, held_out, lowered
+from learning.kinds.events import Events, pad, subset
+from learning.quality import effective_rank, uniformity
+from learning.replay import Replay
+from learning.running import Admission, Moments, clip_bounds
+from learning.student import Student, moved
+from schemas.records import I64, Shape, Windows
+
+NORMALISER_WINDOWS = 64  # of each receive, for the running moments
+RENORMALISE_EVERY = 256  # updates; and after 1, 2, 4, ... before that
+EVALUATED = 1024  # held-out entities at most
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step. `skipped`: why it changed nothing."""
+
+    skipped: str = ""
+    loss: float = float("nan")
+    objective_losses: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float = float("nan")
+    sequences: int = 0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of the averaged weights, on entities that were never trained on."""
+
+    entities: int
+    loss: float = float("nan")
+    effective_rank: float = float("nan")
+    uniformity: float = float("nan")
+
+
+def due_updates(
+    records: int, updates: int, busy_s: float, elapsed_s: float, config: LearnerConfig
+) -> int:
+    """How many updates to make now: `updates_per_record`, as far as `cpu_share` lets us."""
+    if busy_s > config.cpu_share * elapsed_s:
+        return 0
+    return max(0, int(records * config.updates_per_record) - updates)
+
+
+class Learner:
+    """One stream's learner. Deterministic on a CPU, given seed and windows."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        encoder: EncoderConfig,
+        shape: Shape,
+        own_objectives: Sequence[tuple[str, float, Objective]] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.config, self.encoder_config, self.shape = config, encoder, shape
+        self.device = torch.device(device)
+        self.updates = self.attempts = self.sequences = self.received = self.records = 0
+        self.skipped: dict[str, int] = {}
+        self.share = MOST if config.held_out_share else 0.0
+        self.rng = np.random.default_rng(config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.encoder = encoders.build(encoder, shape).to(self.device)
+            parts = own_objectives or [
+                (str(type(o).__struct_config__.tag), o.weight, objectives.build(o, encoder, shape))
+                for o in config.objective
+            ]
+        self.names = [name for name, _, _ in parts]
+        self.weights = [weight for _, weight, _ in parts]
+        self.objectives = nn.ModuleList(o for _, _, o in parts).to(self.device)
+        self.needs = Needs.all_of(o.needs for _, _, o in parts)
+        if self.needs.variance and not encoder.variance:
+            raise refuse("encoder.variance", "false", "an objective learns it: it must be true")
+        self.ema = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False).eval()
+        self.kind = Events(shape, encoder)
+        self.replay = Replay(config.replay, shape, encoder.window)
+        self.held = learner_state.held_store(config.replay, shape, encoder.window)
+        self.moments = Moments(self.encoder.fields.scalar_width)
+        self.admission = Admission(encoder, shape)
+        self.optimizer = self._make_optimizer()
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        every = [*self.encoder.named_parameters(), *self.objectives.named_parameters()]
+        decayed = [p for name, p in every if p.ndim > 1 and "embedding" not in name]
+        plain = [p for name, p in every if p.ndim <= 1 or "embedding" in name]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        c = self.config
+        return torch.optim.AdamW(
+            groups, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
+        )
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def receive(self, windows: Windows) -> int:
+        """Takes windows in; returns how many records were new. Held-out entities are kept apart."""
+        self.received += len(windows)
+        held = held_out(windows.entity, self.share)
+        self.held.add(subset(windows, np.flatnonzero(held)), self.rng)
+        self._lower_share()
+        windows = subset(windows, np.flatnonzero(~held))
+        if not len(windows):
+            return 0
+        new = self.replay.add(windows, self.rng)
+        n = np.diff(windows.offsets)
+        before_end = np.repeat(windows.offsets[1:], n) - np.arange(len(windows.rows))
+        fresh = before_end <= np.repeat(new, n)
+        rows = windows.rows
+        self.admission.add(rows.categories[fresh], rows.missing[fresh])
+        sample = subset(windows, np.arange(min(NORMALISER_WINDOWS, len(windows))))
+        view = moved(pad(sample, self.encoder_config.state), self.device)
+        self.moments.add(self.encoder.fields, view)
+        self.records += int(new.sum())
+        return int(new.sum())
+
+    def _lower_share(self) -> None:
+        c, owners = self.config, self.held.owners()
+        share = lowered(self.share, len(owners), c.held_out_share, c.held_out_entities)
+        if share < self.share:
+            self.share = share
+            self.held.forget(owners[~held_out(owners, share)])
+
+    def forget(self, entities: I64) -> None:
+        """Drops what is kept of these entities."""
+        self.replay.forget(entities)
+        self.held.forget(entities)
+
+    def learn(self) -> StepStats | None:
+        """One step, or None while there is too little to learn from."""
+        if len(self.replay.entities) < max(2, self.config.min_entities):
+            return None
+        if self.updates == 0:
+            self._set_clip_bounds()
+        self._admit()
+        windows = self.replay.draw(self.config.batch_entities, self.rng)
+        self.attempts += 1
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed * 1_000_003 + self.attempts)
+            batch = self.kind.views(windows, self.needs, self.rng, augment=True)
+            return self._step(self._to_device(batch), len(windows))
+
+    def _step(self, batch: Batch, sequences: int) -> StepStats:
+        self.encoder.train()
+        losses, updates = self._losses(self.encoder, batch)
+        loss = torch.stack(losses) @ torch.tensor(self.weights, device=self.device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_norm)
+        values = torch.stack([loss.detach(), norm, *(part.detach() for part in losses)]).tolist()
+        finite = all(np.isfinite(values))
+        stats = StepStats(
+            "" if finite else "non_finite",
+            values[0],
+            dict(zip(self.names, values[2:], strict=True)),
+            values[1],
+            sequences,
+        )
+        if finite:
+            self._apply(updates, sequences)
+        else:
+            self.skipped["non_finite"] = self.skipped.get("non_finite", 0) + 1
+        self.optimizer.zero_grad()
+        return stats
+
+    def _losses(self, student: RecurrentEncoder, batch: Batch) -> tuple[list[Tensor], list[Update]]:
+        on_gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
+            buckets, rows = self.config.bucket_views, self.needs.rows
+            see = Student(student, buckets, rows=rows)
+            teach = Student(self.ema, buckets, rows=rows, frozen=True)
+            done = [objective(see, teach, batch) for objective in self.objectives]
+        return [loss.float() for loss, _ in done], [update for _, update in done]
+
+    def _apply(self, updates: Sequence[Update], sequences: int) -> None:
+        c = self.config
+        warm = min(1.0, (self.updates + 1) / max(1, c.warmup_updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate * warm
+        self.optimizer.step()
+        for objective, update in zip(self.objectives, updates, strict=True):
+            assert isinstance(objective, Objective)
+            objective.apply_update(update)
+        self.updates += 1
+        self.sequences += sequences
+        decay = min(c.ema_decay, self.updates / (self.updates + 10))
+        with torch.no_grad():
+            theirs: list[Tensor] = list(self.ema.parameters())
+            ours: list[Tensor] = list(self.encoder.parameters())
+            torch._foreach_lerp_(theirs, ours, 1.0 - decay)
+        power = self.updates & (self.updates - 1) == 0 and self.updates < RENORMALISE_EVERY
+        if power or self.updates % RENORMALISE_EVERY == 0:
+            self._renormalise()
+
+    @torch.no_grad()
+    def _renormalise(self) -> None:
+        """New mean and scale for the features; the functions, and Adam's moments, follow."""
+        mean, scale = (t.to(self.device) for t in self.moments.mean_and_scale())
+        grew, at = self.encoder.fields.renormalise(mean, scale)
+        self.ema.fields.renormalise(mean, scale)
+        adam = self.optimizer.state.get(self.encoder.fields.project.weight)
+        if adam:
+            adam["exp_avg"][:, at] /= grew
+            adam["exp_avg_sq"][:, at] /= grew.square()
+
+    def _set_clip_bounds(self) -> None:
+        """Before the first update: clip bounds and normaliser from what is there."""
+        if self.shape.numbers:
+            some = self.replay.newest(EVALUATED).rows.numbers
+            for fields in (self.encoder.fields, self.ema.fields):
+                fields.low, fields.high = (t.to(self.device) for t in clip_bounds(some))
+        mean, scale = (t.to(self.device) for t in self.moments.mean_and_scale())
+        for fields in (self.encoder.fields, self.ema.fields):
+            fields.mean.copy_(mean)
+            fields.scale.copy_(scale.clamp(min=0.05))
+
+    @torch.no_grad()
+    def _admit(self) -> None:
+        """A bucket admitted (again) starts from a new row, without the moments of the old one."""
+        rows, changed = self.admission.settle()
+        if not changed or not self.shape.categories:
+            return
+        mask = self.admission.mask().to(self.device)
+        for fields in (self.encoder.fields, self.ema.fields):
+            fields.admitted.copy_(mask)
+        table = self.encoder.fields.embedding.weight
+        values = self.rng.standard_normal((len(rows), table.shape[1]), np.float32) * 0.5
+        at = torch.from_numpy(rows).to(self.device)
+        for weight in (table, self.ema.fields.embedding.weight):
+            weight[at] = torch.from_numpy(values).to(self.device)
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in self.optimizer.state.get(table, {}):
+                self.optimizer.state[table][name][at] = 0.0
+
+    @torch.no_grad()
+    def evaluate(self) -> Quality:
+        """Loss and spread of the averaged weights on held-out entities; changes nothing."""
+        windows = self.held.newest(EVALUATED)
+        n = len(windows)
+        if n < 2:
+            return Quality(n)
+        rng = np.random.default_rng(self.config.seed)
+        losses, size = [], self.config.batch_entities
+        for start in range(0, max(1, n - size + 1), size):
+            part = subset(windows, np.arange(start, min(n, start + size)))
+            batch = self.kind.views(part, self.needs, rng, augment=False)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed)
+                each, _ = self._losses(self.ema, self._to_device(batch))
+            losses.append(sum(w * float(x) for w, x in zip(self.weights, each, strict=True)))
+        view = moved(pad(windows, self.encoder_config.state), self.device)
+        z_BD = Student(self.ema, self.config.bucket_views, frozen=True)(view).z_BD
+        return Quality(
+            n, float(np.mean(losses)), float(effective_rank(z_BD)), float(uniformity(z_BD))
+        )
+
+    def released(self) -> RecurrentEncoder:
+        """A copy of the encoder with the averaged weights, on the CPU: what may be released."""
+        return copy.deepcopy(self.ema).cpu().eval()
+
+    def state_dict(self) -> tuple[learner_state.Flat, learner_state.Meta]:
+        """All of it, for safetensors and JSON."""
+        return learner_state.save(self)
+
+    def load_state_dict(self, flat: learner_state.Flat, meta: learner_state.Meta) -> None:
+        learner_state.load(self, flat, meta)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        memo: dict[int, dict[str, Tensor]] = {}  # "next" may be "slices": it stays one object
+        for view in batch.views.values():
+            memo.setdefault(id(view), moved(view, self.device))
+        return replace(
+            batch,
+            views={name: memo[id(view)] for name, view in batch.views.items()},
+            index=moved(batch.index, self.device),
+            pairs=moved(batch.pairs, self.device),
+        )

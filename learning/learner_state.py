@@ -1,0 +1,145 @@
+"""A learner as flat tensors and a JSON-able dict: safetensors + JSON hold all of it, no pickle."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from learning import encoders
+from learning.config import EncoderConfig, LearnerConfig, ReplayConfig
+from learning.encoders.base import RecurrentEncoder
+from learning.replay import Replay
+from schemas.errors import SnapshotError
+from schemas.records import Shape, Windows
+
+if TYPE_CHECKING:
+    from learning.learner import Learner
+
+FORMAT = 1
+HELD_BYTES = 32 << 20
+COUNTERS = ("updates", "attempts", "sequences", "received", "records", "share")
+
+Flat: TypeAlias = dict[str, Tensor | npt.NDArray[Any]]
+Meta: TypeAlias = dict[str, Any]
+
+
+def save(learner: "Learner") -> tuple[Flat, Meta]:
+    """Everything a learner needs to continue bit by bit. Its tensors are copies."""
+    flat: Flat = {}
+    for part, module in _modules(learner).items():
+        flat |= {f"{part}.{k}": t.detach().cpu().clone() for k, t in module.state_dict().items()}
+    for i, parameter in enumerate(learner.parameters):
+        for name, value in learner.optimizer.state.get(parameter, {}).items():
+            flat[f"optimizer.{i}.{name}"] = value.detach().cpu().clone()
+    for part, thing in _things(learner).items():
+        flat |= {f"{part}.{k}": v.copy() for k, v in thing.state_dict().items()}
+    meta = {
+        "format": FORMAT,
+        "encoder": msgspec.to_builtins(learner.encoder_config),
+        "shape": msgspec.to_builtins(learner.shape),
+        "objectives": learner.names,
+        "skipped": learner.skipped,
+        "rng": _texts(learner.rng.bit_generator.state),
+        **{name: getattr(learner, name) for name in COUNTERS},
+    }
+    return flat, meta
+
+
+def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
+    """Makes a new learner of the same settings continue where the saved one stood."""
+    wanted = {
+        "format": FORMAT,
+        "encoder": msgspec.to_builtins(learner.encoder_config),
+        "shape": msgspec.to_builtins(learner.shape),
+        "objectives": learner.names,
+    }
+    for key, value in wanted.items():
+        if meta[key] != value:
+            raise SnapshotError(
+                f"The learner's snapshot has {key} {meta[key]}, the settings say {value}. "
+                "Restore the settings, or start with a new state folder."
+            )
+    for part, module in _modules(learner).items():
+        module.load_state_dict({k: torch.as_tensor(v) for k, v in _under(flat, part).items()})
+    for i, parameter in enumerate(learner.parameters):
+        saved = _under(flat, f"optimizer.{i}")
+        if saved:
+            learner.optimizer.state[parameter] = {
+                name: torch.as_tensor(value).clone().to(parameter.device)
+                for name, value in saved.items()
+            }
+    for part, thing in _things(learner).items():
+        thing.load_state_dict({k: np.asarray(v) for k, v in _under(flat, part).items()})
+    learner.skipped = dict(meta["skipped"])
+    learner.rng.bit_generator.state = _numbers(meta["rng"])
+    for name in COUNTERS:
+        setattr(learner, name, meta[name])
+
+
+def released_from(
+    flat: Mapping[str, Tensor | npt.NDArray[Any]], config: EncoderConfig, shape: Shape
+) -> RecurrentEncoder:
+    """The averaged encoder of a snapshot, on the CPU: what a release is made of."""
+    with torch.random.fork_rng(devices=[]):
+        encoder = encoders.build(config, shape)
+    encoder.load_state_dict({k: torch.as_tensor(v) for k, v in _under(flat, "ema").items()})
+    return encoder.eval().requires_grad_(requires_grad=False)
+
+
+def windows_from(
+    flat: Mapping[str, Tensor | npt.NDArray[Any]],
+    part: str,
+    n: int,
+    config: tuple[LearnerConfig, EncoderConfig, Shape],
+) -> Windows:
+    """The newest window each of up to n entities of a snapshot; part: "replay" or "held"."""
+    learner, encoder, shape = config
+    kept = (
+        Replay(learner.replay, shape, encoder.window)
+        if part == "replay"
+        else held_store(learner.replay, shape, encoder.window)
+    )
+    kept.load_state_dict({k: np.asarray(v) for k, v in _under(flat, part).items()})
+    return kept.newest(n)
+
+
+def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:
+    """Where the newest windows of held-out entities are."""
+    small = ReplayConfig(max_bytes=min(HELD_BYTES, config.max_bytes), per_entity=1)
+    return Replay(small, shape, window)
+
+
+def _modules(learner: "Learner") -> dict[str, torch.nn.Module]:
+    parts = {"encoder": learner.encoder, "ema": learner.ema}
+    return {**parts, "objectives": learner.objectives}
+
+
+def _things(learner: "Learner") -> dict[str, Any]:
+    return {
+        "replay": learner.replay,
+        "held": learner.held,
+        "moments": learner.moments,
+        "admission": learner.admission,
+    }
+
+
+def _under(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+
+
+def _texts(state: Any) -> Any:
+    """Integers as text: a generator's have 128 bits, too many for some JSON readers."""
+    if isinstance(state, Mapping):
+        return {k: _texts(v) for k, v in state.items()}
+    return f"#{state}" if isinstance(state, int) else state
+
+
+def _numbers(state: Any) -> Any:
+    if isinstance(state, Mapping):
+        return {k: _numbers(v) for k, v in state.items()}
+    return int(state[1:]) if isinstance(state, str) and state.startswith("#") else state
