@@ -62,7 +62,7 @@ def differences(encoder, sessions, windows) -> list[float]:
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**32), entities=st.integers(1, 5), longest=st.integers(1, L))
 def test_stepping_over_a_window_is_encoding_it(case, seed, entities, longest):
     encoder, _, sessions = built(*case)

@@ -1,0 +1,212 @@
+"""The walls hold for every family: five small objectives through learn, snapshot, restore and
+a skipped step, on the same learner."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from learning.config import GruConfig, LearnerConfig, MlemConfig, ReplayConfig
+from learning.contract import Needs, Objective
+from learning.learner import Learner
+from learning.objectives.mlem import Mlem
+from schemas.errors import SettingsError
+from schemas.records import Shape
+from tests.learning.streams import random_windows
+
+SHAPE = Shape(2, 1)
+ENCODER = GruConfig(
+    dim=8, hidden=12, window=16, category_dim=3, bucket_bits=4, variance=True, layers=2
+)
+CONFIG = LearnerConfig(
+    batch_entities=16, min_entities=8, warmup_updates=2, replay=ReplayConfig(max_bytes=1 << 20)
+)
+
+
+class MaskedTokens(Objective):
+    """V-JEPA style: the averaged teacher's output at hidden rows, predicted from the rest.
+
+    arXiv:2404.08471."""
+
+    needs = Needs(window=True, masked=0.5, teacher=True)
+
+    def __init__(self):
+        super().__init__()
+        self.predictor = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12))
+
+    def forward(self, student, teacher, batch, /):
+        guess = self.predictor(student(batch.views["masked"]).h_BTD)
+        truth = teacher(batch.views["window"]).h_BTD
+        assert not truth.requires_grad
+        hidden = batch.views["masked"]["masked_BT"]
+        return (guess - truth)[hidden].abs().sum() / hidden.sum().clamp(min=1) / 12, {}
+
+
+class Instances(Objective):
+    """Instance discrimination against a bank of past vectors, by record. arXiv:1805.01978."""
+
+    needs = Needs(window=True, slices=2)
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("bank", F.normalize(torch.randn(32, 8), dim=1))
+        self.register_buffer("record", torch.zeros(32, dtype=torch.int64))
+        self.register_buffer("next", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, student, _teacher, batch, /):
+        z_BD = student(batch.views["window"]).z_BD
+        positive_BD = student(batch.views["slices"]).z_BD[::2]
+        same = self.record[None] == batch.index["record_B"][:, None]
+        logits = torch.cat(
+            [(z_BD * positive_BD).sum(1, True), (z_BD @ self.bank.T).masked_fill(same, -1e9)], 1
+        )
+        target = torch.zeros(len(z_BD), dtype=torch.int64)
+        update = {"z_BD": z_BD.detach(), "record_B": batch.index["record_B"]}
+        return F.cross_entropy(logits / 0.1, target), update
+
+    def apply_update(self, update):
+        at = (self.next + torch.arange(len(update["z_BD"]))) % 32
+        self.bank[at] = update["z_BD"]
+        self.record[at] = update["record_B"]
+        self.next += len(at)
+
+
+class Prototypes(Objective):
+    """CoReS style: the classifier is a fixed regular simplex. arXiv:2305.02956."""
+
+    needs = Needs(window=True)
+
+    def __init__(self):
+        super().__init__()
+        eye = torch.eye(9)
+        simplex = eye - eye.mean(0)
+        basis = torch.linalg.svd(simplex).Vh[:8]
+        self.register_buffer("prototypes", F.normalize(simplex @ basis.T, dim=1))
+
+    def forward(self, student, _teacher, batch, /):
+        z_BD = student(batch.views["window"]).z_BD
+        label = batch.index.get("label_B", batch.index["entity_B"] % 9)
+        return F.cross_entropy(z_BD @ self.prototypes.T / 0.1, label), {}
+
+
+class Hedged(Objective):
+    """HIB: vectors are distributions; matching by samples of them. arXiv:1810.00319."""
+
+    needs = Needs(slices=2, variance=True)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, student, _teacher, batch, /):
+        z_MD, _, extra = student(batch.views["slices"])
+        log_variance = extra["log_variance"]
+        sample = z_MD + torch.randn_like(z_MD) * torch.exp(0.5 * log_variance)
+        distance = torch.cdist(sample[::2], sample[1::2])
+        logits = F.softplus(self.scale) * -distance + self.offset
+        prior = -0.5 * (1 + log_variance - z_MD.square() - log_variance.exp()).mean()
+        match = torch.eye(len(logits))
+        return F.binary_cross_entropy_with_logits(logits, match) + 1e-4 * prior, {}
+
+
+def next_event() -> Objective:
+    return Mlem(MlemConfig(bucket_bits=3), SHAPE, 12)
+
+
+FAMILIES = [MaskedTokens, next_event, Instances, Prototypes, Hedged]
+
+
+def learner_of(make) -> Learner:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        objective = make()
+    return Learner(CONFIG, ENCODER, SHAPE, [("one", 1.0, objective)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    rng = np.random.default_rng(0)
+    return [random_windows(rng, n, SHAPE, 16) for n in (80, 40, 40)]
+
+
+def bits(learner: Learner) -> dict[str, bytes]:
+    return {k: np.asarray(v).tobytes() for k, v in learner.state_dict()[0].items()}
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_it_learns(make, stream):
+    learner = learner_of(make)
+    learner.receive(stream[0])
+    losses = [learner.learn().loss for _ in range(120)]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-20:]) < np.mean(losses[:20])
+    assert np.isfinite(learner.evaluate().loss)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_restored_from_files_it_continues_exactly(make, stream):
+    a, b = learner_of(make), learner_of(make)
+    a.receive(stream[0])
+    for _ in range(4):
+        a.learn()
+    flat, meta = a.state_dict()
+    tensors = {k: torch.as_tensor(v).contiguous() for k, v in flat.items()}
+    tensors = safetensors.torch.load(safetensors.torch.save(tensors))
+    b.load_state_dict(tensors, json.loads(json.dumps(meta)))
+    for windows in stream[1:]:
+        for learner in (a, b):
+            learner.receive(windows)
+        assert a.learn() == b.learn()
+    assert a.evaluate() == b.evaluate()
+    assert bits(a) == bits(b)
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_skipped_step_changes_nothing(make, stream):
+    learner = learner_of(make)
+    learner.receive(stream[0])
+    learner.learn()
+    before = bits(learner)
+    objective = learner.objectives[0]
+    forward = objective.forward
+
+    def overflowing(*args):
+        loss, update = forward(*args)
+        return loss * float("inf"), update
+
+    objective.forward = overflowing
+    assert learner.learn().skipped == "non_finite"
+    objective.forward = forward
+    after = bits(learner)
+    assert {k for k in before if before[k] != after[k]} <= {"replay.fresh"}
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_computing_the_loss_moves_no_state(make, stream):
+    learner = learner_of(make)
+    rng = np.random.default_rng(1)
+    batch = learner.kind.views(stream[0], learner.needs, rng, augment=True)
+    before = copy.deepcopy(learner.objectives.state_dict())
+    losses, _ = learner._losses(learner.encoder, batch)
+    losses[0].backward()
+    for name, tensor in learner.objectives.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_what_the_encoder_lacks_is_refused():
+    with pytest.raises(SettingsError, match=r"encoder\.variance"):
+        Learner(CONFIG, GruConfig(dim=8, hidden=12), SHAPE, [("hib", 1.0, Hedged())])
