@@ -96,7 +96,11 @@ class KafkaSource(Source):
         self._paused.add(group)
 
     def resume(self, group: int) -> None:
-        self._consumer.resume(*self._of(group))
+        for part in self._of(group):
+            self._consumer.resume(part)
+            # kafka-python 3.0.12 keeps what it had parsed of a paused partition, and never comes
+            # back to it once another partition was read: drop it, and it is fetched again.
+            self._consumer._fetcher._paused_partition_records.pop(part, None)
         self._paused.discard(group)
 
     def lag(self, group: int) -> int:
