@@ -50,7 +50,12 @@ class Releases:
             self._next = release
         except ReleaseError as error:
             self._refused = number
-            log.error("release_refused", release=number, reason=str(error), next="the one before is served")
+            log.error(
+                "release_refused",
+                release=number,
+                reason=str(error),
+                next="the one before is served",
+            )
 
     def _warm(self, release: Release) -> None:
         """The first run of a session allocates: not in the stream's time."""

@@ -1,9 +1,8 @@
 """A release in ONNX Runtime: windows in, unit vectors and recurrent states out. No torch here.
 
-On disk a release is `<state>/<stream>/releases/<r>/` with manifest.json (schemas.published.Manifest),
-encode.onnx and step.onnx; the file `releases/current` names the one to serve."""
+On disk a release is the folder `<state>/<stream>/releases/<r>` of encode.onnx and step.onnx, its manifest
+holding a schemas.published.Manifest; the file `releases/current` names the one to serve."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +10,13 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from schemas.errors import ReleaseError
+from actors.snapshot import Folder
+from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
 from schemas.records import F32, F64, I64, Rows
 
 CURRENT = "current"
-MANIFEST, ENCODE, STEP = "manifest.json", "encode.onnx", "step.onnx"
+ENCODE, STEP = "encode.onnx", "step.onnx"
 
 
 def current_release(releases: Path) -> int:
@@ -30,17 +30,11 @@ def current_release(releases: Path) -> int:
 def read_release(folder: Path) -> tuple[Manifest, bytes, bytes]:
     """Manifest and both graphs. Raises ReleaseError unless their SHA-256 are the manifest's."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-        encode, step = (folder / ENCODE).read_bytes(), (folder / STEP).read_bytes()
-    except (OSError, msgspec.MsgspecError) as error:
-        raise ReleaseError(f"{folder}: the release cannot be read ({error}).") from error
-    for name, data, wanted in (
-        (ENCODE, encode, manifest.encode_sha256),
-        (STEP, step, manifest.step_sha256),
-    ):
-        if hashlib.sha256(data).hexdigest() != wanted:
-            raise ReleaseError(f"{folder / name} is truncated or altered: its SHA-256 is not the manifest's.")
-    return manifest, encode, step
+        found = Folder.open(folder)
+        manifest = msgspec.convert(found.meta, Manifest)
+        return manifest, found.read(ENCODE), found.read(STEP)
+    except (SnapshotError, msgspec.ValidationError) as error:
+        raise ReleaseError(f"{folder}: the release cannot be used: {error}") from error
 
 
 def session(graph: bytes, threads: int) -> ort.InferenceSession:
@@ -88,7 +82,9 @@ class Release:
             "first_us": first_us,
             "state": np.zeros((b, self.manifest.state), np.float32),
         }
-        embedding, state = self.encode_session.run(None, {i.name: feed[i.name] for i in self.manifest.encode})
+        embedding, state = self.encode_session.run(
+            None, {i.name: feed[i.name] for i in self.manifest.encode}
+        )
         return embedding, state
 
     def step(
@@ -105,5 +101,7 @@ class Release:
             "first_us": first_us,
             "state": state,
         }
-        embedding, state = self.step_session.run(None, {i.name: feed[i.name] for i in self.manifest.step})
+        embedding, state = self.step_session.run(
+            None, {i.name: feed[i.name] for i in self.manifest.step}
+        )
         return embedding, state

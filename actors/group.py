@@ -36,7 +36,9 @@ class Group:
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
     owed_deletions: dict[str, None] = field(default_factory=dict)
-    queue: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # owed slots, most recent first
+    queue: I64 = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # owed slots, most recent first
     writes: int = 0
     snapshots: int = 0
     snapshot_failures: int = 0
@@ -45,7 +47,13 @@ class Group:
 
     @classmethod
     def open(
-        cls, number: int, epoch: int, topics: tuple[str, ...], folder: Path, shape: Shape, sizes: tuple[int, int, int]
+        cls,
+        number: int,
+        epoch: int,
+        topics: tuple[str, ...],
+        folder: Path,
+        shape: Shape,
+        sizes: tuple[int, int, int],
     ) -> "Group":
         """Restores the newest snapshot that verifies. `positions` is empty where there is none.
 
@@ -138,7 +146,9 @@ class Group:
     def deletions(self) -> list[str]:
         """Names owed a deletion; who has come back since is owed a vector instead."""
         if self.owed_deletions:
-            self.owed_deletions = {n: None for n in self.owed_deletions if n not in self.state.index}
+            self.owed_deletions = {
+                n: None for n in self.owed_deletions if n not in self.state.index
+            }
         return list(self.owed_deletions)
 
     def owed(self, most: int, releases: Releases) -> tuple[I64, Vectors] | None:
@@ -157,16 +167,22 @@ class Group:
                 vectors = encode_anew(state, slots, releases.current)
                 return slots, self._vectors(slots, vectors, state.tag[slots])
 
-    def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:  # type: ignore[type-arg]
+    def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:
         state = self.state
         names = [state.names[slot] or "" for slot in slots.tolist()]
-        return Vectors(names, vectors, release, state.last_us[slots], state.count[slots], state.since_us[slots])
+        return Vectors(
+            names, vectors, release, state.last_us[slots], state.count[slots], state.since_us[slots]
+        )
 
-    def write(self, sink: Sink, generation: int, vectors: Vectors, deletions: list[str]) -> WriteResult:
+    def write(
+        self, sink: Sink, generation: int, vectors: Vectors, deletions: list[str]
+    ) -> WriteResult:
         """One fenced pipeline: positions, then vectors. Raises SinkDown or Fenced."""
         self.writes += 1
         positions = dict(zip(self.topics, self.positions, strict=True))
-        return sink.write(self.number, self.epoch, self.writes, generation, positions, vectors, deletions)
+        return sink.write(
+            self.number, self.epoch, self.writes, generation, positions, vectors, deletions
+        )
 
     def paid(self, slots: I64, deletions: list[str], current: int) -> None:
         """Redis has these. Vectors of an older release stay owed: the current one is still to reach them."""
@@ -178,7 +194,9 @@ class Group:
         """After a swap, or when Redis came back empty: resident entities are to be written (again)."""
         n = len(self.state.names)
         resident = self.state.placed[:n] > 0
-        self.state.owed[:n] |= resident if everything else resident & (self.state.tag[:n] != current)
+        self.state.owed[:n] |= (
+            resident if everything else resident & (self.state.tag[:n] != current)
+        )
         self.queue = np.zeros(0, np.int64)
 
     # -- snapshots --------------------------------------------------------------------------------

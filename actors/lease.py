@@ -30,7 +30,12 @@ class Lease:
         """Raises LeaseLost where a successor has taken a newer epoch."""
         self.check()
         self.counter += 1
-        body = {"holder": self.holder, "epoch": self.epoch, "counter": self.counter, "process": _process()}
+        body = {
+            "holder": self.holder,
+            "epoch": self.epoch,
+            "counter": self.counter,
+            "process": _process(),
+        }
         write_file(self.folder / FILE, json.dumps(body).encode())
         self.check()
 
@@ -115,7 +120,9 @@ def take(
     try:
         os.close(os.open(folder / f"epoch-{epoch}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError as error:
-        raise LeaseHeld(f"{folder}: another daemon took epoch {epoch} at the same moment.") from error
+        raise LeaseHeld(
+            f"{folder}: another daemon took epoch {epoch} at the same moment."
+        ) from error
     sync_folder(folder)
     for old in folder.glob("epoch-*"):
         if int(old.name[6:]) < epoch:

@@ -43,9 +43,7 @@ class Source(Protocol):
 
 
 class DeadLetters(Protocol):
-    def send(
-        self, batch: Batch, at: int, error: str, reason: str, row: int | None
-    ) -> None:
+    def send(self, batch: Batch, at: int, error: str, reason: str, row: int | None) -> None:
         """Hands over record `at` of the batch; durable after `flush`."""
 
     def flush(self) -> None:
@@ -55,3 +53,6 @@ class DeadLetters(Protocol):
 class LearnerPort(Protocol):
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         """Windows cut when the group stood at `positions`. False: full, and nothing was taken."""
+
+    def forget(self, entities: list[int]) -> None:
+        """Deleted entities (category_hash of their names) leave the replay."""

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from actors.sink import Sink, Vectors
 from actors.snapshot import prune
 from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
-from schemas.records import I64, Decoded, Windows
+from schemas.records import I64, Decoded, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
 
 log = structlog.get_logger()
@@ -44,6 +45,18 @@ class ShardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Windows cut from one micro-batch."""
     threads: Annotated[int, Meta(ge=1)] = 1
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Ports:
+    """A shard's neighbours."""
+
+    source: Source
+    decoder: Decoder
+    sink: Sink
+    dead_letters: DeadLetters
+    releases: Releases
+    learner: LearnerPort | None = None
 
 
 class Budget:
@@ -69,19 +82,15 @@ class Shard:
         self,
         config: ShardConfig,
         groups: list[Group],
-        source: Source,
-        decoder: Decoder,
-        sink: Sink,
-        dead_letters: DeadLetters,
-        releases: Releases,
-        learner: LearnerPort | None,
+        ports: Ports,
         fields: dict[str, Any],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.config, self.groups = config, {g.number: g for g in groups}
-        self.source, self.decoder, self.sink = source, decoder, sink
-        self.dead_letters, self.releases, self.learner = dead_letters, releases, learner
+        self.source, self.decoder, self.sink = ports.source, ports.decoder, ports.sink
+        self.dead_letters, self.releases = ports.dead_letters, ports.releases
+        self.learner, source = ports.learner, ports.source
         self._fields, self._clock, self._wall = fields, clock, wall
         self._stats = ShardStats(source_up=True)
         self._reported = ShardStats()
@@ -138,6 +147,8 @@ class Shard:
             parts.append(decoded)
         touched = group.apply(parts)
         self._stats.accepted += touched.accepted
+        if touched.deleted and self.learner is not None:
+            self.learner.forget([category_hash(name) for name in touched.deleted])
         if group.phase != "serving" or not self._sink_up:
             group.forget_vectors(touched)
         else:
@@ -159,7 +170,9 @@ class Shard:
         try:
             result = group.write(self.sink, current.manifest.generation, vectors, deletions)
         except SinkDown as error:
-            log.warning("sink_down", reason=str(error), next="the source is paused until it answers")
+            log.warning(
+                "sink_down", reason=str(error), next="the source is paused until it answers"
+            )
             self._sink_up = False
             for each in self.groups.values():
                 self.source.pause(each.number)
@@ -217,7 +230,11 @@ class Shard:
 
     def _pay_owed(self, idle: bool) -> None:
         """Writes owed entities: a release reaches the quiet ones, an outage is made good."""
-        if not (idle or self._encoding.allows()) or not self._sink_up or self.releases.current is None:
+        if (
+            not (idle or self._encoding.allows())
+            or not self._sink_up
+            or self.releases.current is None
+        ):
             return
         for group in self.groups.values():
             if group.phase != "serving":
@@ -276,7 +293,9 @@ class Shard:
             snapshot.result()
         except SnapshotError as error:
             group.snapshot_failures += 1
-            log.error("snapshot_failed", group=group.number, reason=str(error), next="tried again in time")
+            log.error(
+                "snapshot_failed", group=group.number, reason=str(error), next="tried again in time"
+            )
             return
         group.snapshots += 1
         group.snapshot_at = self._clock()
@@ -322,14 +341,15 @@ class Shard:
         self._reported_at = now
         usage = resource.getrusage(resource.RUSAGE_SELF)
         groups = [
-            g.stats(self.source.lag(g.number), now, paused=not self._sink_up) for g in self.groups.values()
+            g.stats(self.source.lag(g.number), now, paused=not self._sink_up)
+            for g in self.groups.values()
         ]
         used = frozenset(g.oldest_release for g in groups) | frozenset(g.release for g in groups)
         if not any(g.to_encode for g in groups):
             self.releases.forget(used)
         self._reported = deepcopy(self._stats)
         self._reported.sink_up = self._sink_up
-        self._reported.memory_bytes = _resident_bytes()
+        self._reported.memory_bytes = resident_bytes()
         self._reported.cpu_s = usage.ru_utime + usage.ru_stime
         self._reported.groups = groups
 
@@ -337,10 +357,12 @@ class Shard:
 def _no_vectors(releases: Releases) -> Vectors:
     assert releases.current is not None
     none = np.zeros(0, np.int64)
-    return Vectors([], np.zeros((0, releases.current.manifest.dim), np.float32), none, none, none, none)
+    return Vectors(
+        [], np.zeros((0, releases.current.manifest.dim), np.float32), none, none, none, none
+    )
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     """Memory of this process now; where /proc is missing, its peak."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -116,10 +116,12 @@ class Folder:
         except (OSError, KeyError) as error:
             raise SnapshotError(f"{self.path / file} is missing ({error}).") from error
         if len(data) != wanted["size"] or hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-            raise SnapshotError(f"{self.path / file} is truncated or altered: its SHA-256 is not the manifest's.")
+            raise SnapshotError(
+                f"{self.path / file} is truncated or altered: its SHA-256 is not the manifest's."
+            )
         return data
 
-    def tensors(self, file: str) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    def tensors(self, file: str) -> dict[str, np.ndarray]:
         return safetensors.numpy.load(self.read(file))
 
 
@@ -142,7 +144,12 @@ def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
         try:
             return load(Folder.open(path))
         except (SnapshotError, safetensors.SafetensorError) as error:
-            log.warning("snapshot_unusable", path=str(path), reason=str(error), next="the one before is tried")
+            log.warning(
+                "snapshot_unusable",
+                path=str(path),
+                reason=str(error),
+                next="the one before is tried",
+            )
     return None
 
 
@@ -160,7 +167,7 @@ def prune(root: Path, keep: int, upto: str, also: frozenset[str] = frozenset()) 
 # -- a group's snapshot ---------------------------------------------------------------------------
 
 
-def slab_tensors(state: State, lo: int, hi: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def slab_tensors(state: State, lo: int, hi: int) -> dict[str, np.ndarray]:
     """A raw copy of slots lo..hi; fast, because the stream waits for it."""
     columns = {name: getattr(state.rows, name)[lo:hi].copy() for name in ROW_COLUMNS}
     return columns | {name: getattr(state, name)[lo:hi].copy() for name in SLOT_COLUMNS}
@@ -172,7 +179,7 @@ SLOT_COLUMNS = (
 )  # fmt: skip
 
 
-def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:  # type: ignore[type-arg]
+def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:
     """A slab as safetensors: used slots, the rows that their rings hold, their names."""
     used = np.flatnonzero(raw["placed"] > 0)
     out = {name: raw[name][used] for name in SLOT_COLUMNS}
@@ -217,7 +224,10 @@ class GroupSnapshot:
         lo, hi = self._at, min(self._at + SLAB, len(state.names))
         if lo >= len(state.names):
             self._at = -1
-            counts = {name: getattr(state.counts, name) for name in ("evicted", "deleted", "late", "too_old")}
+            counts = {
+                name: getattr(state.counts, name)
+                for name in ("evicted", "deleted", "late", "too_old")
+            }
             self._queue.put({"clock": state.clock, "counts": counts})
             return False
         self._queue.put((slab_tensors(state, lo, hi), state.names[lo:hi], list(positions)))
@@ -235,7 +245,9 @@ class GroupSnapshot:
         """The written folder. Raises what went wrong."""
         self._thread.join()
         if isinstance(self._result, BaseException):
-            raise SnapshotError(f"the snapshot {self.name} failed: {self._result}") from self._result
+            raise SnapshotError(
+                f"the snapshot {self.name} failed: {self._result}"
+            ) from self._result
         assert self._result is not None
         return self._result
 
@@ -286,10 +298,14 @@ def restore(folder: Folder, state: State) -> list[int]:
             )
     positions: list[int] = meta["positions"]
     topics = max(len(positions), 1)
-    marks = Marks(np.zeros((len(meta["slabs"]), topics), np.int64), np.full(state.slots, -1, np.int64))
+    marks = Marks(
+        np.zeros((len(meta["slabs"]), topics), np.int64), np.full(state.slots, -1, np.int64)
+    )
     for s, slab in enumerate(meta["slabs"]):
         marks.offsets[s] = slab["positions"] or [0]
-        _fill(state, folder.tensors(slab["file"]), marks, s, same_state=meta["hidden"] == state.hidden)
+        _fill(
+            state, folder.tensors(slab["file"]), marks, s, same_state=meta["hidden"] == state.hidden
+        )
     state.clock = meta["clock"]
     for name, value in meta["counts"].items():
         setattr(state.counts, name, value)
@@ -298,11 +314,15 @@ def restore(folder: Folder, state: State) -> list[int]:
     return list(positions)
 
 
-def _fill(state: State, t: dict[str, np.ndarray], marks: Marks, slab: int, same_state: bool) -> None:  # type: ignore[type-arg]
+def _fill(
+    state: State, t: dict[str, np.ndarray], marks: Marks, slab: int, same_state: bool
+) -> None:
     blob, ends = t["name_bytes"].tobytes(), t["name_ends"].tolist()
     names = [blob[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     slots = np.empty(len(names), np.int64)
-    for i, name in enumerate(names):  # the same name in two slabs: the entity moved; the later copy holds
+    for i, name in enumerate(
+        names
+    ):  # the same name in two slabs: the entity moved; the later copy holds
         slot = state.index.get(name)
         if slot is None:
             if len(state.names) < state.slots:

@@ -17,11 +17,11 @@ from msgspec import Meta
 
 from schemas.errors import SettingsError
 from schemas.records import (
+    F64,
+    I64,
     OFFSET_BITS,
     Bool,
     Decoded,
-    F64,
-    I64,
     Rows,
     Shape,
     Windows,
@@ -87,7 +87,11 @@ def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
 
 def capacity(config: StateConfig, groups: int, shape: Shape, window: int, hidden: int) -> int:
     """Slots of one group under the stream's memory cap. Raises SettingsError where that is too few."""
-    slots = (config.max_memory_mb << 20) // groups // (entity_bytes(shape, window, hidden) + _NAME_BYTES)
+    slots = (
+        (config.max_memory_mb << 20)
+        // groups
+        // (entity_bytes(shape, window, hidden) + _NAME_BYTES)
+    )
     if config.max_entities is not None:
         slots = min(slots, -(-config.max_entities // groups))
     if slots < 64:
@@ -115,7 +119,7 @@ class State:
     since_us: I64 = field(init=False)
     touched: I64 = field(init=False)  # [E] the clock when last touched; orders eviction
     tag: I64 = field(init=False)  # [E] release of `recurrent`; 0: it must be encoded anew
-    recurrent: np.ndarray = field(init=False)  # type: ignore[type-arg]  # [E, H] float32
+    recurrent: np.ndarray = field(init=False)  # [E, H] float32
     owed: Bool = field(init=False)  # [E] Redis does not hold the vector it should
     index: dict[str, int] = field(default_factory=dict)
     names: list[str | None] = field(default_factory=list)
@@ -159,13 +163,17 @@ class State:
                 slots, rows = slots[keep], rows.take(keep)
                 entities = [entities[i] for i in keep.tolist()]
         new = np.flatnonzero(slots < 0)
-        self.touched[slots[slots >= 0]] = self.clock  # not to be evicted by this batch's own newcomers
+        self.touched[slots[slots >= 0]] = (
+            self.clock
+        )  # not to be evicted by this batch's own newcomers
         if len(new):
             self._admit(slots, new.tolist(), entities, rows.time_us)
         order = np.lexsort((np.arange(len(slots)), rows.position, rows.time_us, slots))
         slots, rows = slots[order], rows.take(order)
         starts = np.flatnonzero(np.diff(slots, prepend=-1))
-        return self._place(slots[starts], starts, np.diff(starts, append=len(slots)), rows, deleted, accepted)
+        return self._place(
+            slots[starts], starts, np.diff(starts, append=len(slots)), rows, deleted, accepted
+        )
 
     def _place(
         self, slots: I64, starts: I64, lengths: I64, rows: Rows, deleted: list[str], accepted: int
@@ -196,7 +204,9 @@ class State:
         self.first_us[slots] = np.where(known, np.minimum(self.first_us[slots], first_us), first_us)
         half = self.window // 2
         crossed = (count + lengths) // half > count // half
-        return Touched(slots, starts, lengths, rows, late | crossed, totals, before, deleted, accepted)
+        return Touched(
+            slots, starts, lengths, rows, late | crossed, totals, before, deleted, accepted
+        )
 
     def _append(self, slots: I64, starts: I64, lengths: I64, rows: Rows, in_order: Bool) -> None:
         """Rows newer than all that their entity has."""
@@ -217,11 +227,15 @@ class State:
         before_ring = 1.0 if whole else self.totals[slot, 1] - opened
         if not whole:  # what is older than the ring has no place in it
             oldest = old.time_us[0], old.position[0]
-            fits = (new.time_us > oldest[0]) | ((new.time_us == oldest[0]) & (new.position > oldest[1]))
+            fits = (new.time_us > oldest[0]) | (
+                (new.time_us == oldest[0]) & (new.position > oldest[1])
+            )
             self.counts.too_old += int(np.count_nonzero(~fits))
             new = new.take(fits)
         newest = old.time_us[-1], old.position[-1]
-        behind = (new.time_us < newest[0]) | ((new.time_us == newest[0]) & (new.position <= newest[1]))
+        behind = (new.time_us < newest[0]) | (
+            (new.time_us == newest[0]) & (new.position <= newest[1])
+        )
         self.counts.late += int(np.count_nonzero(behind))
         merged = Rows.concat((old, new))
         merged = merged.take(np.lexsort((np.arange(len(merged)), merged.position, merged.time_us)))
@@ -285,7 +299,14 @@ class State:
         self.free.append(slot)
         self.totals[slot] = 0.0
         self.owed[slot] = False
-        for column in (self.placed, self.count, self.tag, self.last_us, self.first_us, self.touched):
+        for column in (
+            self.placed,
+            self.count,
+            self.tag,
+            self.last_us,
+            self.first_us,
+            self.touched,
+        ):
             column[slot] = 0
         if self.marks is not None:
             self.marks.slab[slot] = -1
@@ -296,9 +317,13 @@ class State:
         for i in np.flatnonzero(decoded.deleted).tolist():
             name = decoded.entities[i]
             slot = self.index.get(name)
-            if slot is not None and self.marks is not None:
-                if self.marks.hold(np.array([slot]), decoded.rows.position[i : i + 1])[0]:
-                    continue
+            at = decoded.rows.position[i : i + 1]
+            if (
+                slot is not None
+                and self.marks is not None
+                and self.marks.hold(np.array([slot]), at)[0]
+            ):
+                continue
             last[name] = i
         for name in last:
             slot = self.index.get(name)
@@ -308,10 +333,16 @@ class State:
         self.counts.entities = len(self.index)
         keep = [
             i
-            for i, (name, gone) in enumerate(zip(decoded.entities, decoded.deleted.tolist(), strict=True))
+            for i, (name, gone) in enumerate(
+                zip(decoded.entities, decoded.deleted.tolist(), strict=True)
+            )
             if not gone and i > last.get(name, -1)
         ]
-        return [decoded.entities[i] for i in keep], decoded.rows.take(np.array(keep, np.int64)), list(last)
+        return (
+            [decoded.entities[i] for i in keep],
+            decoded.rows.take(np.array(keep, np.int64)),
+            list(last),
+        )
 
     # -- windows out ------------------------------------------------------------------------------
 
@@ -328,7 +359,9 @@ class State:
         rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
         valid = steps < lengths[:, None]
         flat = contributions(rows.numbers.reshape(-1, self.shape.numbers))
-        flat[:, 1] = (np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us).ravel()
+        flat[:, 1] = (
+            np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us
+        ).ravel()
         inside = (flat.reshape(*valid.shape, -1) * valid[:, :, None]).sum(1)
         return rows, self.totals[slots] - inside
 
@@ -348,6 +381,5 @@ class State:
         return len(self.names) * (entity_bytes(self.shape, self.window, self.hidden) + _NAME_BYTES)
 
 
-def _columns(rows: Rows) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+def _columns(rows: Rows) -> tuple[np.ndarray, ...]:
     return rows.time_us, rows.position, rows.numbers, rows.categories, rows.missing
-

@@ -4,10 +4,10 @@ Shapes: N records, T rows of a window, B windows, Fn number-like fields, Fc cate
 K = 2 + 3·Fn running totals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 import numpy as np
@@ -142,6 +142,18 @@ class Windows:
     @property
     def nbytes(self) -> int:
         return self.rows.nbytes + self.totals.nbytes + 8 * 3 * len(self)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All columns by name, for a file."""
+        rows = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
+        return rows | {
+            name: getattr(self, name) for name in ("offsets", "totals", "first_us", "entity")
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        rows = Rows(*(arrays[f.name] for f in fields(Rows)))
+        return cls(rows, arrays["offsets"], arrays["totals"], arrays["first_us"], arrays["entity"])
 
 
 @dataclass(slots=True)

@@ -1,5 +1,7 @@
 """The state holds what a plain list of each entity's records would, whatever the order and the micro-batches."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,18 +54,20 @@ def expected(records: list[tuple[str, int, int]], entity: str) -> dict[str, obje
     }
 
 
-events = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=60
-)
+events = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 60)), min_size=1, max_size=60)
 
 
-def batched(records: list[tuple[str, int, int]], cuts: list[int]) -> list[list[tuple[str, int, int]]]:
+def batched(
+    records: list[tuple[str, int, int]], cuts: list[int]
+) -> list[list[tuple[str, int, int]]]:
     edges = [0, *sorted(c % (len(records) + 1) for c in cuts), len(records)]
-    return [records[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [records[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
 @given(events, st.lists(st.integers(0, 60), max_size=8))
-def test_in_order_records_fill_rings_and_totals(pairs: list[tuple[str, int]], cuts: list[int]) -> None:
+def test_in_order_records_fill_rings_and_totals(
+    pairs: list[tuple[str, int]], cuts: list[int]
+) -> None:
     times = sorted(t for _, t in pairs)
     records = [(e, t, i) for i, ((e, _), t) in enumerate(zip(pairs, times, strict=True))]
     state = make()
@@ -160,7 +164,9 @@ def test_a_null_value_forgets_the_entity_and_what_came_before_it() -> None:
     state = make()
     state.apply(decoded([("a", 1, 0), ("b", 1, 1)]))
     touched = state.apply(
-        decoded([("a", 2, 2), ("a", 0, 3), ("a", 3, 4), ("b", 4, 5), ("c", 0, 6)], frozenset({1, 4}))
+        decoded(
+            [("a", 2, 2), ("a", 0, 3), ("a", 3, 4), ("b", 4, 5), ("c", 0, 6)], frozenset({1, 4})
+        )
     )
     assert touched.deleted == ["a", "c"] and touched.accepted == 5
     slot = state.index["a"]
@@ -202,7 +208,8 @@ def test_a_restored_group_reads_again_and_counts_nothing_twice(
         assert again.count[mine] == whole.count[slot]
         np.testing.assert_allclose(again.totals[mine], whole.totals[slot], atol=1e-9)
         np.testing.assert_array_equal(
-            again.windows(np.array([mine])).rows.position, whole.windows(np.array([slot])).rows.position
+            again.windows(np.array([mine])).rows.position,
+            whole.windows(np.array([slot])).rows.position,
         )
 
 

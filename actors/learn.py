@@ -1,0 +1,217 @@
+"""The learner's process: windows come in by calls, a thread learns from them and snapshots.
+
+A snapshot is whole in itself: the learner with its replay, and beside it what the publisher needs: the
+averaged weights, windows of resident entities and of held-out ones."""
+
+import json
+import resource
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import structlog
+import torch
+
+from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
+from actors.shard import resident_bytes
+from actors.snapshot import Folder, folders, newest, prune, write_folder
+from learning.config import EncoderConfig, LearnerConfig
+from learning.learner import Learner, StepStats, due_updates
+from schemas.errors import SnapshotError
+from schemas.records import Shape, Windows
+from schemas.stats import LearnerStats
+
+log = structlog.get_logger()
+STATE_FILE, JSON_FILE = "learner.safetensors", "learner.json"
+RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
+IDLE_S = 0.02
+SMOOTH = 0.05
+Part = tuple[int, list[int], Windows]
+"""Group, its positions when the windows were cut, the windows."""
+
+
+class Learn:
+    def __init__(
+        self,
+        config: LearnerConfig,
+        encoder: EncoderConfig,
+        shape: Shape,
+        folder: Path,
+        epoch: int,
+        release: ReleaseConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        torch.set_num_threads(config.threads)
+        self._config, self._folder, self._epoch = config, folder, epoch
+        self._release, self._clock = release, clock
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._learner = Learner(config, encoder, shape, device=device)
+        self._inbox: deque[Part] = deque()
+        self._inbox_bytes = 0
+        self._forget: deque[list[int]] = deque()
+        self._lock = threading.Lock()
+        self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
+        self._stats = LearnerStats()
+        newest(folder, self._restore)
+        self._stats.updates = self._learner.updates
+        self._saved_at, self._saved_updates = clock(), self._learner.updates
+        self._slice: tuple[float, float] = (
+            clock(),
+            0.0,
+        )  # when cpu_share's account began, busy since
+
+    # -- called from other processes ----------------------------------------------------------------
+
+    def offer(self, parts: list[Part]) -> bool:
+        """Takes windows if there is room. False: full, nothing was taken."""
+        size = sum(windows.nbytes for _, _, windows in parts)
+        with self._lock:
+            if self._inbox and self._inbox_bytes + size > self._config.queue_bytes:
+                return False
+            self._inbox.extend(parts)
+            self._inbox_bytes += size
+        return True
+
+    def forget(self, entities: list[int]) -> None:
+        """Deleted entities (category_hash of their names) leave the replay."""
+        self._forget.append(entities)
+
+    def stats(self) -> LearnerStats:
+        return self._stats
+
+    # -- the thread ---------------------------------------------------------------------------------
+
+    def run(self, stopping: Callable[[], bool]) -> None:
+        """Learns until `stopping`, then snapshots what is new."""
+        while not stopping():
+            if not self.turn():
+                time.sleep(IDLE_S)
+        if self._learner.updates > self._saved_updates:
+            self._snapshot()
+
+    def turn(self) -> bool:
+        """Takes what came, makes an update if one is due, snapshots if a release is due."""
+        began = self._clock()
+        self._receive()
+        since, busy = self._slice
+        if began - since > 10.0:
+            since, busy = began, 0.0
+        learner = self._learner
+        due = due_updates(
+            learner.records, learner.updates, busy, began - since + IDLE_S, self._config
+        )
+        step = learner.learn() if due else None
+        if step is not None:
+            self._count(step)
+            busy += self._clock() - began
+        self._slice = since, busy
+        self._snapshot_turn()
+        self._stats.progress += 1
+        return step is not None
+
+    def _receive(self) -> None:
+        """Takes what came in; what a restored learner has learnt from already is skipped."""
+        with self._lock:
+            parts, self._inbox, self._inbox_bytes = list(self._inbox), deque(), 0
+        while self._forget:
+            self._learner.forget(np.array(self._forget.popleft(), np.int64))
+        for group, positions, windows in parts:
+            mark = self._marks.get(group)
+            if mark is not None and all(map(int.__le__, positions, mark)):
+                self._skipped("stale", len(windows))
+                continue
+            self._marks[group] = positions
+            self._learner.receive(windows)
+            self._stats.received += len(windows)
+
+    def _count(self, step: StepStats) -> None:
+        s = self._stats
+        s.updates = self._learner.updates
+        if step.skipped:
+            self._skipped(step.skipped, 1)
+            return
+        s.sequences += step.sequences
+        s.gradient_norm = step.gradient_norm
+        s.loss = _smooth(s.loss, step.loss)
+        s.objective_losses = {
+            name: _smooth(s.objective_losses.get(name, float("nan")), loss)
+            for name, loss in step.objective_losses.items()
+        }
+        s.replay_windows = len(self._learner.replay)
+        s.memory_bytes = resident_bytes()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        s.cpu_s = usage.ru_utime + usage.ru_stime
+
+    def _skipped(self, why: str, count: int) -> None:
+        self._stats.skipped[why] = self._stats.skipped.get(why, 0) + count
+
+    # -- snapshots ----------------------------------------------------------------------------------
+
+    def _snapshot_turn(self) -> None:
+        """A snapshot when a release is due: releases come from durable snapshots only."""
+        updates = self._learner.updates - self._saved_updates
+        every = self._release.every_s if self._saved_updates else self._release.first_s
+        elapsed = self._clock() - self._saved_at
+        if updates >= self._release.every_updates and elapsed >= every:
+            self._snapshot()
+        elif self._stats.snapshot:
+            self._stats.snapshot_age_s = elapsed
+
+    def _snapshot(self) -> None:
+        quality = self._learner.evaluate()
+        s = self._stats
+        s.heldout_entities, s.heldout_loss = quality.entities, quality.loss
+        s.effective_rank, s.uniformity = quality.effective_rank, quality.uniformity
+        found = folders(self._folder)
+        name = f"{self._epoch}-{1 + max((int(p.name.split('-')[1]) for p in found[:1]), default=0)}"
+        self._saved_at, self._saved_updates = self._clock(), self._learner.updates
+        flat, state = self._learner.state_dict()
+        meta = {
+            "updates": self._learner.updates,
+            "marks": {str(group): mark for group, mark in self._marks.items()},
+        }
+        try:
+            write_folder(self._folder, name, self._files(flat, state), lambda: meta)
+        except (OSError, SnapshotError) as error:
+            s.snapshot_failures += 1
+            log.error(
+                "snapshot_failed", of="learner", reason=str(error), next="tried again in time"
+            )
+            return
+        s.snapshot, s.snapshot_age_s = name, 0.0
+        prune(self._folder, 2, name)
+
+    def _files(self, flat: dict[str, Any], state: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+        tensors = {key: torch.as_tensor(value).contiguous() for key, value in flat.items()}
+        yield STATE_FILE, safetensors.torch.save(tensors)
+        yield JSON_FILE, json.dumps(state).encode()
+        released = {k: v.contiguous() for k, v in self._learner.released().state_dict().items()}
+        yield ENCODER_FILE, safetensors.torch.save(released)
+        for file, kept, most in (
+            (RESIDENT_FILE, self._learner.replay, RESIDENT),
+            (HELD_OUT_FILE, self._learner.held, HELD_OUT),
+        ):
+            arrays = kept.newest(most).arrays()
+            yield (
+                file,
+                safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}),
+            )
+
+    def _restore(self, folder: Folder) -> bool:
+        tensors = safetensors.torch.load(folder.read(STATE_FILE))
+        self._learner.load_state_dict(dict(tensors), json.loads(folder.read(JSON_FILE)))
+        self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
+        self._stats.snapshot = folder.path.name
+        return True
+
+
+def _smooth(before: float, now: float) -> float:
+    """An exponential mean, which one odd batch does not throw about."""
+    return now if np.isnan(before) else before + SMOOTH * (now - before)

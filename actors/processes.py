@@ -1,0 +1,235 @@
+"""What runs in each process of the service: plain classes, made actors in `spawn.py`.
+
+A thread does the work, so that `status` answers at once; the work's end, good or bad, is part of the status."""
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from actors.decode import DecodeConfig, make_decoder
+from actors.embed import Releases
+from actors.group import Group
+from actors.lease import newest_epoch
+from actors.ports import LearnerPort
+from actors.publish import Publish, ReleaseConfig
+from actors.redis_client import RedisConfig
+from actors.redis_sink import RedisSink
+from actors.shard import Ports, Shard, ShardConfig
+from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
+from actors.state import StateConfig, capacity
+from learning.config import EncoderConfig, LearnerConfig
+from schemas.errors import AfreshError, LeaseLost
+from schemas.records import StreamConfig
+
+log = structlog.get_logger()
+
+
+class Spec(msgspec.Struct, frozen=True):
+    """What the processes need of the settings."""
+
+    name: str
+    folder: str
+    groups: int  # of the whole stream
+    stream: StreamConfig
+    source: SourceConfig
+    decode: DecodeConfig
+    state: StateConfig
+    shard: ShardConfig
+    encoder: EncoderConfig
+    learner: LearnerConfig
+    release: ReleaseConfig
+    redis: RedisConfig
+
+    @property
+    def root(self) -> Path:
+        return Path(self.folder)
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a snapshot's manifest says of the records in it."""
+        return {
+            "fields": [f.name for f in self.stream.numbers]
+            + [f.name for f in self.stream.categories]
+        }
+
+
+@dataclass
+class Status:
+    """`error` once the work has ended badly, with `exit_code` where another start cannot mend it."""
+
+    progress: int
+    stats: Any = None
+    finished: bool = False
+    error: str | None = None
+    exit_code: int | None = None
+
+
+class Worker:
+    """Runs `body(stopping)` in a thread. Subclasses say what the body is and what the stats are."""
+
+    def __init__(self, nice: int = 0) -> None:
+        os.nice(nice)
+        self._stop = threading.Event()
+        self._end: Status | None = None
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
+        self._thread.start()
+
+    def body(self, stopping: Callable[[], bool]) -> None:
+        raise NotImplementedError
+
+    def stats(self) -> Any:
+        raise NotImplementedError
+
+    def status(self) -> Status:
+        stats = self.stats()
+        end = self._end
+        progress = stats.progress if stats is not None else 0
+        return (
+            Status(progress, stats)
+            if end is None
+            else Status(progress, stats, end.finished, end.error, end.exit_code)
+        )
+
+    def stop(self) -> None:
+        """Asks the work to drain and end; `status` tells when it has."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        try:
+            self.body(self._stop.is_set)
+            self._end = Status(0, finished=True)
+        except AfreshError as error:
+            # what leaves a loop is what waiting cannot mend, but for servers that are down
+            code = None if error.exit_code == 6 else error.exit_code
+            log.error("process_ended", process=type(self).__name__, reason=str(error))
+            self._end = Status(0, error=str(error), exit_code=code)
+        except BaseException as error:
+            log.error("process_failed", process=type(self).__name__, trace=traceback.format_exc())
+            self._end = Status(0, error=f"{type(error).__name__}: {error}")
+
+
+class ShardProcess(Worker):
+    """Owns the groups given with their epochs."""
+
+    def __init__(self, spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> None:
+        self._spec, self._groups, self.learner = spec, groups, learner
+        self._shard: Shard | None = None
+        super().__init__()
+
+    def connect(self, learner: Any) -> None:
+        """A learner's process was replaced: training windows go to the new one."""
+        if self.learner is not None:
+            self.learner.connect(learner)  # type: ignore[attr-defined]
+
+    def body(self, stopping: Callable[[], bool]) -> None:
+        self._shard = open_shard(self._spec, self._groups, self.learner)
+        lease = next(iter(self._groups.values())) >> 20
+        checked = 0.0
+
+        def stop() -> bool:
+            nonlocal checked
+            if time.monotonic() - checked > 1.0:
+                checked = time.monotonic()
+                if newest_epoch(self._spec.root) > lease:
+                    raise LeaseLost(
+                        f"{self._spec.root}: a successor holds the lease; this shard stops."
+                    )
+            return stopping()
+
+        self._shard.run(stop)
+
+    def stats(self) -> Any:
+        return self._shard.stats() if self._shard is not None else None
+
+
+def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> Shard:
+    """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
+    shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.state
+    slots = capacity(spec.state, spec.groups, shape, window, hidden)
+    source = KafkaSource(spec.source, spec.name, spec.groups)
+    opened = [
+        Group.open(
+            number,
+            epoch,
+            source.topics,
+            spec.root / f"group-{number}",
+            shape,
+            (window, hidden, slots),
+        )
+        for number, epoch in sorted(groups.items())
+    ]
+    ports = Ports(
+        source,
+        make_decoder(spec.stream, spec.decode),
+        RedisSink(spec.redis, spec.name),
+        KafkaDeadLetters(spec.source, spec.name),
+        Releases(spec.releases, spec.shard.threads),
+        learner,
+    )
+    return Shard(spec.shard, opened, ports, spec.fields)
+
+
+class LearnProcess(Worker):
+    """Owns the learner. Only this process and the publisher's import torch."""
+
+    def __init__(self, spec: Spec, epoch: int) -> None:
+        from actors.learn import Learn
+
+        self._learn = Learn(
+            spec.learner,
+            spec.encoder,
+            spec.stream.shape,
+            spec.root / "learner",
+            epoch,
+            spec.release,
+        )
+        super().__init__(nice=10)
+
+    def offer(self, parts: list[Any]) -> bool:
+        return self._learn.offer(parts)
+
+    def forget(self, entities: list[int]) -> None:
+        self._learn.forget(entities)
+
+    def body(self, stopping: Callable[[], bool]) -> None:
+        self._learn.run(stopping)
+
+    def stats(self) -> Any:
+        return self._learn.stats()
+
+
+class PublishProcess(Worker):
+    """Owns the releases."""
+
+    def __init__(self, spec: Spec, epoch: int) -> None:
+        self._publish = Publish(
+            spec.root,
+            spec.stream,
+            spec.encoder,
+            spec.release,
+            RedisSink(spec.redis, spec.name),
+            epoch,
+        )
+        super().__init__(nice=10)
+
+    def oldest_release(self, release: int) -> None:
+        """The oldest release that some live group's state still carries (0: none)."""
+        self._publish.oldest_release = release
+
+    def body(self, stopping: Callable[[], bool]) -> None:
+        self._publish.run(stopping)
+
+    def stats(self) -> Any:
+        return self._publish.stats()

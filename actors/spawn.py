@@ -1,0 +1,185 @@
+"""Ray: the only file that imports it. Plain classes become actors here, and calls become polls with deadlines."""
+
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it when it is imported
+
+import ray
+import ray.exceptions
+
+from actors.ports import LearnerPort
+from actors.processes import LearnProcess, PublishProcess, ShardProcess, Spec, Status
+from schemas.records import Windows
+
+SEND_BYTES = 1 << 20
+SEND_AFTER_S = 0.5
+IN_FLIGHT = 4
+
+
+def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
+    """A Ray of our own on this machine: token authentication, dashboard off, loopback.
+
+    `folder` is the service's, whose lease we hold: what an earlier Ray of ours left behind is removed."""
+    short = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    home = (
+        Path(ray_folder)
+        if ray_folder
+        else Path(tempfile.gettempdir()) / f"afresh-{os.getuid()}-{short}"
+    )
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True, mode=0o700)
+    token = folder / "ray-token"
+    token.unlink(missing_ok=True)
+    fd = os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(fd, "w") as f:
+        f.write(secrets.token_hex(32))
+    os.environ |= {
+        "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps what every call did
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+    }
+    ray.init(
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=object_store_mb << 20,
+        configure_logging=False,
+        log_to_driver=True,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(home),
+    )
+
+
+def stop() -> None:
+    ray.shutdown()
+
+
+class Handle:
+    """One actor: its status is asked for without ever waiting for it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self._asked: Any = None
+
+    def poll(self) -> Status | str | None:
+        """The answer to the last question, None while there is none, a text once the process is dead."""
+        try:
+            if self._asked is None:
+                self._asked = self.actor.status.remote()
+            ready, _ = ray.wait([self._asked], timeout=0)
+            if not ready:
+                return None
+            asked, self._asked = self._asked, None
+            status: Status = ray.get(asked)
+        except ray.exceptions.RayError as error:
+            return str(error).strip().splitlines()[0]
+        return status
+
+    def tell(self, method: str, *args: Any) -> None:
+        """Calls without waiting; a dead process is found by `poll`."""
+        try:
+            getattr(self.actor, method).remote(*args)
+        except ray.exceptions.RayError:
+            return
+
+    def kill(self) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+
+def _actor(cls: type, args: tuple[Any, ...], **options: Any) -> Handle:
+    remote: Any = ray.remote(cls).options(
+        num_cpus=0,
+        max_restarts=0,
+        max_task_retries=0,
+        max_pending_calls=64,
+        enable_task_events=False,
+        **options,
+    )
+    return Handle(remote.remote(*args))
+
+
+def spawn_shard(
+    spec: Spec, groups: dict[int, int], learner: Handle | None, several: bool
+) -> Handle:
+    options: dict[str, Any] = {"scheduling_strategy": "SPREAD"} if several else {}
+    port = RemoteLearner(learner.actor if learner else None) if spec.learner.enabled else None
+    return _actor(ShardProcess, (spec, groups, port), **options)
+
+
+def spawn_learner(spec: Spec, epoch: int, gpus: int) -> Handle:
+    return _actor(LearnProcess, (spec, epoch), num_gpus=gpus)
+
+
+def spawn_publisher(spec: Spec, epoch: int) -> Handle:
+    return _actor(PublishProcess, (spec, epoch))
+
+
+def gpus() -> int:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("GPU", 0) > 0)
+
+
+class RemoteLearner(LearnerPort):
+    """Sends windows to the learner's process in calls of about a megabyte; never waits for one."""
+
+    def __init__(self, actor: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._actor, self._clock = actor, clock
+        self._parts: list[tuple[int, list[int], Windows]] = []
+        self._bytes, self._since = 0, clock()
+        self._calls: list[Any] = []
+        self._full_until = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteLearner, (self._actor,)
+
+    def connect(self, learner: Any) -> None:
+        self._actor, self._calls, self._full_until = learner, [], 0.0
+
+    def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
+        now = self._clock()
+        self._collect(now)
+        if self._actor is None or len(self._calls) >= IN_FLIGHT or now < self._full_until:
+            return False
+        if not self._parts:
+            self._since = now
+        self._parts.append((group, positions, windows))
+        self._bytes += windows.nbytes
+        if self._bytes >= SEND_BYTES or now - self._since >= SEND_AFTER_S:
+            parts, self._parts, self._bytes = self._parts, [], 0
+            try:
+                self._calls.append(self._actor.offer.remote(parts))
+            except ray.exceptions.RayError:
+                self._full_until = now + 1.0
+                return False
+        return True
+
+    def forget(self, entities: list[int]) -> None:
+        try:
+            if self._actor is not None:
+                self._actor.forget.remote(entities)
+        except ray.exceptions.RayError:
+            return
+
+    def _collect(self, now: float) -> None:
+        done, self._calls = (
+            ray.wait(self._calls, num_returns=len(self._calls), timeout=0)
+            if self._calls
+            else ([], [])
+        )
+        for call in done:
+            try:
+                taken = ray.get(call)
+            except ray.exceptions.RayError:  # dead: the supervisor connects another
+                taken = False
+            if not taken:
+                self._full_until = now + 0.5

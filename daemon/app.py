@@ -1,0 +1,308 @@
+"""The wiring: take the lease, start the processes, watch over them, drain and stop."""
+
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from actors import lease as leases
+from actors import spawn
+from actors.encode import current_release
+from actors.processes import Spec, Status
+from actors.shard import resident_bytes
+from actors.snapshot import epoch_of, write_file
+from actors.source import partitions
+from daemon.http import Http
+from daemon.metrics import Snapshot, Totals
+from daemon.settings import Settings
+from daemon.supervisor import (
+    Alive,
+    Dead,
+    Failed,
+    Nothing,
+    Process,
+    Restart,
+    Seen,
+    Silent,
+    Stop,
+    decide,
+)
+from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
+
+log = structlog.get_logger()
+TURN_S = 0.2
+
+
+@dataclass
+class Child:
+    """One process: what the supervisor remembers, how to reach it, how to start it again."""
+
+    process: Process
+    start: Callable[[int], spawn.Handle]  # restarts so far -> handle
+    handle: spawn.Handle
+    total_restarts: int = 0
+    anew: bool = False
+    finished: bool = False
+    status: Status | None = None
+
+
+@dataclass
+class App:
+    settings: Settings
+    address: str = ""
+    _children: dict[str, Child] = field(default_factory=dict)
+    _totals: Totals = field(default_factory=Totals)
+    _lease: leases.Lease | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _ended: threading.Event = field(default_factory=threading.Event)  # the lease is held until then
+    _exit: AfreshError | None = None
+    _groups: int = 0
+
+    # -- run --------------------------------------------------------------------------------------
+
+    def run(self, standby: bool = False, started: Callable[[str], object] = lambda _: None) -> int:
+        """Runs until told to stop. Returns the exit code. Raises AfreshError where it cannot start."""
+        self._on_signals()
+        settings = self.settings
+        self._lease = leases.take(
+            settings.folder,
+            lease_s=settings.service.lease_s,
+            clock=time.monotonic,
+            wait=self._wait,
+            standby=standby,
+        )
+        log.info("lease_taken", epoch=self._lease.epoch, folder=str(settings.folder))
+        renewing = threading.Thread(target=self._renew, name="lease", daemon=True)
+        renewing.start()
+        http: Http | None = None
+        try:
+            self._check()
+            http = Http(settings.http, self.snapshot, self.health, self.ready)
+            self.address = http.start()
+            write_file(settings.folder / "address", self.address.encode())
+            spawn.start(
+                settings.folder, settings.service.ray_folder, settings.service.object_store_mb
+            )
+            self._on_signals()  # Ray has set its own
+            self._start()
+            started(self.address)
+            while not self._stop.wait(TURN_S):
+                self._turn()
+            self._drain()
+        finally:
+            self._stop.set()
+            if http is not None:
+                http.stop()
+            spawn.stop()
+            self._ended.set()
+            renewing.join()
+            if not isinstance(self._exit, LeaseLost):
+                self._lease.release()
+        if self._exit is not None:
+            log.error("stopped", reason=str(self._exit))
+            return self._exit.exit_code
+        return 0
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _on_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+
+    def _wait(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise LeaseHeld("stopped while waiting for the lease.")
+
+    def _renew(self) -> None:
+        assert self._lease is not None
+        while not self._ended.wait(self.settings.service.lease_s / 4):
+            try:
+                self._lease.renew()
+            except LeaseLost as error:
+                self._exit = error
+                self._stop.set()
+                return
+            except OSError as error:
+                log.error("lease_not_renewed", reason=str(error), folder=str(self.settings.folder))
+
+    def _check(self) -> None:
+        """What must hold before anything is started."""
+        settings = self.settings
+        self._groups = partitions(settings.source)
+        known = settings.folder / "groups"
+        before = int(known.read_text()) if known.exists() else self._groups
+        if before != self._groups:
+            raise SourceError(
+                f"the topics have {self._groups} partitions, the state was built with {before}: keys have "
+                "moved. Start a stream of another name from source.start, or restore the partition count."
+            )
+        write_file(known, str(self._groups).encode())
+        if not settings.learner.enabled and not current_release(settings.releases):
+            raise SettingsError(
+                "learner.enabled is false and there is no release to serve in "
+                f"{settings.releases}. Set learner.enabled = true until the first release, or copy one there."
+            )
+
+    # -- processes --------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        s = self.settings
+        return Spec(
+            s.name, str(s.folder.resolve()), self._groups, s.stream, s.source, s.decode, s.state, s.shard,
+            s.encoder, s.learner, s.release, s.redis,
+        )  # fmt: skip
+
+    def _start(self) -> None:
+        assert self._lease is not None
+        epoch, spec = self._lease.epoch, self.spec
+        if spec.learner.enabled:
+            gpus = spawn.gpus()
+            self._add(
+                "learner",
+                lambda restarts: spawn.spawn_learner(spec, epoch_of(epoch, restarts), gpus),
+            )
+            self._add(
+                "publisher", lambda restarts: spawn.spawn_publisher(spec, epoch_of(epoch, restarts))
+            )
+        shards = min(spec.shard.shards, self._groups)
+        for i in range(shards):
+            mine = range(i, self._groups, shards)
+
+            def shard(restarts: int, mine: range = mine) -> spawn.Handle:
+                learner = self._children.get("learner")
+                groups = {group: epoch_of(epoch, restarts) for group in mine}
+                return spawn.spawn_shard(
+                    spec, groups, learner.handle if learner else None, shards > 1
+                )
+
+            self._add(f"shard-{i}", shard)
+
+    def _add(self, name: str, start: Callable[[int], spawn.Handle]) -> None:
+        now = time.monotonic()
+        self._children[name] = Child(Process(name, now, progressed_at=now), start, start(0))
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        for name, child in self._children.items():
+            seen = None if child.process.restart_at is not None else self._look(name, child)
+            before = child.process
+            child.process, decision = decide(before, seen, now, self.settings.service.hang_s)
+            if child.process.restart_at is not None and before.restart_at is None:
+                log.error(
+                    "process_down",
+                    process=name,
+                    seen=str(seen),
+                    restart_in_s=child.process.restart_at - now,
+                )
+                child.handle.kill()
+            match decision:
+                case Restart():
+                    child.total_restarts += 1
+                    child.anew, child.status = True, None
+                    child.handle = child.start(child.total_restarts)
+                    log.info("process_restarted", process=name, restarts=child.total_restarts)
+                    if name == "learner":
+                        for other in self._shards():
+                            other.handle.tell("connect", child.handle.actor)
+                case Stop(reason, code):
+                    self._exit = AfreshError(f"{name}: {reason}")
+                    self._exit.exit_code = code
+                    self._stop.set()
+                case Nothing():
+                    pass
+        if "publisher" in self._children:
+            tags = [g.oldest_release for g in self.snapshot().groups if g.oldest_release]
+            self._children["publisher"].handle.tell("oldest_release", min(tags, default=0))
+
+    def _look(self, name: str, child: Child) -> Seen:
+        answer = child.handle.poll()
+        if answer is None:
+            return Silent()
+        if isinstance(answer, str):
+            return Dead(answer)
+        child.status, child.finished = answer, answer.finished
+        if answer.stats is not None:
+            self._totals.update(name, answer.stats, child.anew)
+            child.anew = False
+        if answer.error is not None:
+            return Failed(answer.error, answer.exit_code)
+        return Alive(answer.progress)
+
+    def _shards(self) -> list[Child]:
+        return [child for name, child in self._children.items() if name.startswith("shard-")]
+
+    def _drain(self) -> None:
+        """Shards first, then the learner; all within the grace period."""
+        until = time.monotonic() + self.settings.service.grace_s
+        children = dict(self._children)
+        for child in children.values():
+            child.handle.tell("stop")
+        while children and time.monotonic() < until:
+            for name, child in list(children.items()):
+                seen = self._look(name, child)
+                if child.finished or isinstance(seen, Dead | Failed):
+                    del children[name]
+            time.sleep(0.05)
+        if children and self._exit is None:
+            names = ", ".join(children)
+            self._exit = AfreshError(
+                f"{names} did not end within service.grace_s = {self.settings.service.grace_s}; what they had "
+                "since their last snapshot is read again from Kafka at the next start."
+            )
+
+    # -- what others ask --------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        restarts: dict[str, int] = {}
+        for name, child in list(self._children.items()):
+            kind = name.partition("-")[0]
+            restarts[kind] = restarts.get(kind, 0) + child.total_restarts
+        names = [name for name in list(self._children) if name.startswith("shard-")]
+        shards = {name: stats for name in names if (stats := self._totals.get(name)) is not None}
+        return Snapshot(
+            self.settings.name,
+            shards,
+            self._totals.get("learner"),
+            self._totals.get("publisher"),
+            restarts,
+            self._lease.epoch if self._lease else 0,
+            resident_bytes(),
+            usage.ru_utime + usage.ru_stime,
+        )
+
+    def health(self) -> list[str]:
+        """Processes that do not move on. Empty: well."""
+        now, hang = time.monotonic(), self.settings.service.hang_s
+        wrong = []
+        for name, child in list(self._children.items()):
+            p = child.process
+            if p.restart_at is not None:
+                wrong.append(f"{name} is down and will be started again")
+            elif now - max(p.progressed_at, p.started_at) > hang / 2:
+                wrong.append(f"{name} has not moved for {now - p.progressed_at:.0f} s")
+        return wrong
+
+    def ready(self) -> list[str]:
+        """What is missing until vectors are served fresh. Empty: ready."""
+        s = self.snapshot()
+        groups = s.groups
+        missing = []
+        if len(groups) < max(self._groups, 1):
+            missing.append(f"{len(groups)} of {self._groups} partition groups are restored")
+        if any(not shard.source_up for shard in s.shards.values()):
+            missing.append("Kafka does not answer")
+        if any(not shard.sink_up for shard in s.shards.values()):
+            missing.append("Redis does not answer")
+        phases = {g.phase for g in groups}
+        if "waiting" in phases:
+            missing.append("there is no release yet: vectors are written from the first one on")
+        if phases & {"starting", "replaying"}:
+            missing.append("groups are catching up with what Redis has seen")
+        return missing

@@ -1,0 +1,95 @@
+"""HTTP: /metrics for Prometheus, /healthz and /readyz for the orchestrator, /status for people and commands."""
+
+import dataclasses
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from daemon.metrics import Snapshot, registry
+from daemon.settings import HttpConfig
+from schemas.errors import SettingsError
+
+
+class Http:
+    """Serves what the app knows. `health` and `ready` return what is wrong; nothing is well."""
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        snapshot: Callable[[], Snapshot],
+        health: Callable[[], list[str]],
+        ready: Callable[[], list[str]],
+    ) -> None:
+        found = registry(snapshot)
+
+        def metrics(_: Request) -> Response:
+            return Response(generate_latest(found), media_type=CONTENT_TYPE_LATEST)
+
+        def healthz(_: Request) -> Response:
+            return _answer(health())
+
+        def readyz(_: Request) -> Response:
+            return _answer(ready())
+
+        def status(_: Request) -> Response:
+            body = {"health": health(), "ready": ready(), **as_json(snapshot())}
+            return Response(json.dumps(body), media_type="application/json")
+
+        app = Starlette(
+            routes=[
+                Route("/metrics", metrics),
+                Route("/healthz", healthz),
+                Route("/readyz", readyz),
+                Route("/status", status),
+            ]
+        )
+        self._server = uvicorn.Server(
+            uvicorn.Config(app, config.host, config.port, log_level="warning", access_log=False)
+        )
+        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._config = config
+
+    def start(self, timeout_s: float = 10.0) -> str:
+        """Returns the address. Raises SettingsError where the port cannot be had."""
+        self._thread.start()
+        until = time.monotonic() + timeout_s
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > until:
+                raise SettingsError(
+                    f"http.host {self._config.host}, http.port {self._config.port}: the address cannot be "
+                    "had, perhaps another daemon has it. Change http.port, or set 0 for a free one."
+                )
+            self._thread.join(0.02)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return f"http://{self._config.host}:{port}"
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+
+
+def _answer(wrong: list[str]) -> JSONResponse:
+    return JSONResponse({"ok": not wrong, "reasons": wrong}, 503 if wrong else 200)
+
+
+def as_json(value: Any) -> Any:
+    """Plain data of dataclasses; what is not a finite number is null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,123 @@
+"""The settings of a service: one TOML file, one frozen tree. Each section's class lives beside its owner."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from actors.decode import DecodeConfig
+from actors.publish import ReleaseConfig
+from actors.redis_client import RedisConfig
+from actors.shard import ShardConfig
+from actors.source import SourceConfig
+from actors.state import StateConfig
+from learning.config import EncoderConfig, GruConfig, LearnerConfig
+from schemas.errors import AfreshError, SettingsError
+from schemas.records import StreamConfig
+
+
+class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[http]`: /metrics, /healthz, /readyz and the status. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 9464
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[service]`: how the daemon watches over its processes."""
+
+    lease_s: Annotated[float, Meta(ge=1)] = 10.0
+    hang_s: Annotated[float, Meta(ge=1)] = 60.0
+    """A process whose loop has not turned for so long is replaced."""
+    grace_s: Annotated[float, Meta(ge=1)] = 25.0
+    """How long a stop may take: batches in hand, last snapshots."""
+    object_store_mb: Annotated[int, Meta(ge=80)] = 200
+    ray_folder: str = ""
+    """Where Ray keeps its sockets and logs; default: a short path under the system's temporary folder."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole settings file."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    state_dir: str
+    stream: StreamConfig
+    source: SourceConfig
+    decode: DecodeConfig = DecodeConfig()
+    state: StateConfig = StateConfig()
+    shard: ShardConfig = ShardConfig()
+    encoder: EncoderConfig = GruConfig()
+    learner: LearnerConfig = LearnerConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    redis: RedisConfig = RedisConfig()
+    http: HttpConfig = HttpConfig()
+    service: ServiceConfig = ServiceConfig()
+
+    @property
+    def folder(self) -> Path:
+        """Everything durable of this service."""
+        return Path(self.state_dir) / self.name
+
+    @property
+    def releases(self) -> Path:
+        return self.folder / "releases"
+
+    def group_folder(self, group: int) -> Path:
+        return self.folder / f"group-{group}"
+
+
+_REFERENCE = re.compile(r"\$\{(\w+)\}")
+
+
+def parse(text: str, name: str = "the settings") -> Settings:
+    """Settings from TOML. `${NAME}` in any text is the environment's NAME. Raises SettingsError."""
+    try:
+        raw = msgspec.toml.decode(text)
+        return msgspec.convert(_expanded(raw, ""), Settings)
+    except SettingsError as error:
+        raise SettingsError(f"{name}: {error}") from error
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        if isinstance(cause, AfreshError):
+            raise SettingsError(f"{name}: {cause}") from error
+        what, _, where = str(error).partition(" - at `$")
+        key = where.rstrip("`").lstrip(".").replace("...", "") or "the top level"
+        raise SettingsError(
+            f"{name}: {key}: {what}. docs/operations.md lists every key."
+        ) from error
+    except msgspec.DecodeError as error:
+        raise SettingsError(f"{name} is not TOML: {error}") from error
+
+
+def _expanded(value: object, key: str) -> object:
+    match value:
+        case dict():
+            return {k: _expanded(v, f"{key}.{k}".lstrip(".")) for k, v in value.items()}
+        case list():
+            return [_expanded(v, f"{key}[{i}]") for i, v in enumerate(value)]
+        case str():
+
+            def lookup(found: re.Match[str]) -> str:
+                name = found.group(1)
+                if name not in os.environ:
+                    raise SettingsError(
+                        f"{key} names ${{{name}}}, which the environment does not have. Set it."
+                    )
+                return os.environ[name]
+
+            return _REFERENCE.sub(lookup, value)
+    return value
+
+
+def load(path: Path) -> Settings:
+    """Reads a settings file. Relative folders in it start at the working directory."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{path} cannot be read: {error}. Name a TOML file of settings."
+        ) from error
+    return parse(text, str(path))
