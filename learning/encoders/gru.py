@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from learning.config import GruConfig
 from learning.encoders.base import RecurrentEncoder
+from learning.encoders.fused_gru import fused_gru
 from schemas.records import Shape
 
 
@@ -24,6 +25,10 @@ class GruEncoder(RecurrentEncoder):
         for layer, h0 in zip(
             self.layers, torch.chunk(state_BH, self.config.layers, 1), strict=True
         ):
-            h_BTD, _ = layer(h_BTD, h0.unsqueeze(0).contiguous())
+            assert isinstance(layer, nn.GRU)
+            if self.training and h_BTD.device.type == "cpu":
+                h_BTD = fused_gru(h_BTD, h0, layer)
+            else:
+                h_BTD, _ = layer(h_BTD, h0.unsqueeze(0).contiguous())
             outputs.append(h_BTD)
         return h_BTD, h_BTD if len(outputs) == 1 else torch.cat(outputs, -1)

@@ -46,7 +46,7 @@ class LinearRecurrence(nn.Module):
 
     def forward(self, x_BTD: Tensor, h0_BD: Tensor) -> tuple[Tensor, Tensor]:
         size = torch.sqrt(torch.mean(x_BTD * x_BTD, -1, keepdim=True) + 1e-6)
-        a, i, v, way_out = torch.chunk(self.gates(x_BTD / size), 4, -1)
+        a, i, v, way_out = torch.chunk(self.gates(x_BTD / size).float(), 4, -1)  # not in bf16
         a, rest = torch.sigmoid(a), torch.sigmoid(-a)  # 1 - a, exact also where a is nearly 1
         scale = torch.sqrt(torch.clamp(rest * (1.0 + a), min=1e-12))
         b = scale * torch.sigmoid(i) * torch.tanh(v)

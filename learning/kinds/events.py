@@ -102,7 +102,7 @@ def columns(windows: Windows, pieces: Pieces, state: int) -> Arrays:
 
 
 def tensors(arrays: Arrays) -> View:
-    return {name: torch.from_numpy(np.require(a, None, "CW")) for name, a in arrays.items()}
+    return {name: torch.from_numpy(np.require(a, None, ["C", "W"])) for name, a in arrays.items()}
 
 
 def pad(windows: Windows, state: int) -> View:

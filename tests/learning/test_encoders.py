@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from learning import encoders, export
 from learning.compatibility import mean_cosine, neighbour_overlap, procrustes, rotate
 from learning.config import GruConfig, LinearRecurrenceConfig
+from learning.encoders.fused_gru import fused_gru
 from learning.kinds.events import pad, subset
 from learning.running import Moments
 from schemas.records import Shape
@@ -173,3 +174,19 @@ def test_procrustes_finds_a_rotation_and_folds_it_in():
     assert neighbour_overlap(old, new) > 0.99
     rotate(turned, procrustes(new, old))
     torch.testing.assert_close(turned(view).z_BD, old, atol=1e-5, rtol=0)
+
+
+def test_the_fused_gru_is_torch_s_gradients_included():
+    generator = torch.Generator().manual_seed(0)
+    gru = torch.nn.GRU(5, 5, batch_first=True)
+    results = []
+    for run in (lambda x, h: gru(x, h[None])[0], lambda x, h: fused_gru(x, h, gru)):
+        generator.manual_seed(1)
+        x = torch.randn(3, 7, 5, generator=generator).requires_grad_()
+        h = torch.randn(3, 5, generator=generator).requires_grad_()
+        out = run(x, h)
+        weights = torch.randn(out.shape, generator=generator)
+        slopes = torch.autograd.grad((out * weights).sum(), [x, h, *gru.parameters()])
+        results.append([out, *slopes])
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
