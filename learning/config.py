@@ -111,7 +111,9 @@ class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     max_bytes: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
     per_entity: Annotated[int, Meta(ge=1, le=64)] = 4  # windows of one entity, of different ages
-    strata: Count = 16  # of time, equally likely in the replayed half
+    strata: Annotated[int, Meta(ge=1, le=65536)] = (
+        16  # of time, equally likely in the replayed half
+    )
     fresh: Share = 0.5  # share of a batch that was not learnt from yet
 
 

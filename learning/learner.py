@@ -20,7 +20,7 @@ from learning.kinds.events import Events, pad, subset
 from learning.quality import effective_rank, uniformity
 from learning.replay import Replay
 from learning.running import Admission, Moments, clip_bounds
-from learning.student import Student, moved
+from learning.student import Student, embed, moved
 from schemas.records import I64, Shape, Windows
 
 NORMALISER_WINDOWS = 64  # of each receive, for the running moments
@@ -116,10 +116,10 @@ class Learner:
     def receive(self, windows: Windows) -> int:
         """Takes windows in; returns how many records were new. Held-out entities are kept apart."""
         self.received += len(windows)
-        held = held_out(windows.entity, self.share)
-        self.held.add(subset(windows, np.flatnonzero(held)), self.rng)
+        apart = held_out(windows.entity, self.share)
+        self.held.add(subset(windows, np.flatnonzero(apart)), self.rng)
+        windows = subset(windows, np.flatnonzero(~apart))
         self._lower_share()
-        windows = subset(windows, np.flatnonzero(~held))
         if not len(windows):
             return 0
         new = self.replay.add(windows, self.rng)
@@ -131,8 +131,8 @@ class Learner:
         sample = subset(windows, np.arange(min(NORMALISER_WINDOWS, len(windows))))
         view = moved(pad(sample, self.encoder_config.state), self.device)
         self.moments.add(self.encoder.fields, view)
-        self.records += int(new.sum())
-        return int(new.sum())
+        self.records += (total := int(new.sum()))
+        return total
 
     def _lower_share(self) -> None:
         c, owners = self.config, self.held.owners()
@@ -148,12 +148,15 @@ class Learner:
 
     def learn(self) -> StepStats | None:
         """One step, or None while there is too little to learn from."""
-        if len(self.replay.entities) < max(2, self.config.min_entities):
+        few = self.updates == 0 and len(self.replay.entities) < self.config.min_entities
+        if few or len(self.replay) < 2:
             return None
         if self.updates == 0:
             self._set_clip_bounds()
         self._admit()
         windows = self.replay.draw(self.config.batch_entities, self.rng)
+        if len(windows) < 2:  # an entity needs another one beside it
+            return None
         self.attempts += 1
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed * 1_000_003 + self.attempts)
@@ -183,8 +186,8 @@ class Learner:
         return stats
 
     def _losses(self, student: RecurrentEncoder, batch: Batch) -> tuple[list[Tensor], list[Update]]:
-        on_gpu = self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=on_gpu):
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             buckets, rows = self.config.bucket_views, self.needs.rows
             see = Student(student, buckets, rows=rows)
             teach = Student(self.ema, buckets, rows=rows, frozen=True)
@@ -258,17 +261,15 @@ class Learner:
         n = len(windows)
         if n < 2:
             return Quality(n)
-        rng = np.random.default_rng(self.config.seed)
-        losses, size = [], self.config.batch_entities
-        for start in range(0, max(1, n - size + 1), size):
+        rng, losses, size = np.random.default_rng(self.config.seed), [], self.config.batch_entities
+        for start in range(0, max(1, n - size + 1), size):  # whole batches: they compare
             part = subset(windows, np.arange(start, min(n, start + size)))
             batch = self.kind.views(part, self.needs, rng, augment=False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 each, _ = self._losses(self.ema, self._to_device(batch))
             losses.append(sum(w * float(x) for w, x in zip(self.weights, each, strict=True)))
-        view = moved(pad(windows, self.encoder_config.state), self.device)
-        z_BD = Student(self.ema, self.config.bucket_views, frozen=True)(view).z_BD
+        z_BD = embed(self.ema, windows)
         return Quality(
             n, float(np.mean(losses)), float(effective_rank(z_BD)), float(uniformity(z_BD))
         )

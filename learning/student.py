@@ -1,11 +1,14 @@
 """An encoder as objectives see it: each view is encoded once, in buckets of like length."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from learning.contract import Output, View
 from learning.encoders.base import RecurrentEncoder
+from learning.kinds.events import pad, subset
+from schemas.records import Windows
 
 LEAST = 32  # rows of a view that are worth a bucket of their own
 
@@ -59,3 +62,18 @@ def _trimmed(view: View, at: Tensor) -> View:
         by_row = t.ndim > 1 and t.shape[1] == width and name not in ("state", "totals")
         out[name] = (t[:, :longest] if by_row else t)[at]
     return out
+
+
+@torch.no_grad()
+def embed(encoder: RecurrentEncoder, windows: Windows, batch: int = 1024) -> Tensor:
+    """Vectors of whole windows, [B, D], in the order of the windows."""
+    training = encoder.training
+    encoder.eval()
+    device = encoder.out.weight.device
+    parts = []
+    for start in range(0, len(windows), batch):
+        part = subset(windows, np.arange(start, min(start + batch, len(windows))))
+        view = moved(pad(part, encoder.config.state), device)
+        parts.append(Student(encoder, 8, rows=False, frozen=True)(view).z_BD)
+    encoder.train(training)
+    return torch.cat(parts) if parts else torch.empty(0, encoder.config.dim, device=device)
