@@ -1,9 +1,17 @@
-"""Keeps the vectors of one generation in one space."""
+"""Keeps the vectors of one generation in one space, and gives those to compare with."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from learning.config import EncoderConfig, LearnerConfig
 from learning.encoders.base import RecurrentEncoder
+from learning.kinds.events import subset
+from learning.learner import Learner
+from learning.student import embed
+from schemas.records import F32, Shape, Windows
+
+RECEIVED = 256  # windows at a time
 
 
 def procrustes(new_BD: Tensor, old_BD: Tensor) -> Tensor:
@@ -39,3 +47,15 @@ def neighbour_overlap(a_BD: Tensor, b_BD: Tensor, k: int = 10) -> float:
         near.append(cosine.topk(k, dim=1).indices)
     same = near[0][:, :, None] == near[1][:, None, :]
     return float(same.any(2).float().mean())
+
+
+def untrained_vectors(config: EncoderConfig, shape: Shape, windows: Windows, seed: int) -> F32:
+    """Vectors [B, D] of an encoder that saw these windows' statistics but made no update.
+
+    What learning is worth is measured against it: normaliser, clip bounds and admitted
+    categories are a trained encoder's, the weights are as they were drawn."""
+    learner = Learner(LearnerConfig(seed=seed, held_out_share=0.0), config, shape)
+    for start in range(0, len(windows), RECEIVED):
+        learner.receive(subset(windows, np.arange(start, min(start + RECEIVED, len(windows)))))
+    learner.prepare()
+    return embed(learner.ema, windows).numpy()

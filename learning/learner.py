@@ -100,10 +100,7 @@ class Learner:
         every = [*self.encoder.named_parameters(), *self.objectives.named_parameters()]
         decayed = [p for name, p in every if p.ndim > 1 and "embedding" not in name]
         plain = [p for name, p in every if p.ndim <= 1 or "embedding" in name]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed},
-            {"params": plain, "weight_decay": 0.0},
-        ]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         c = self.config
         return torch.optim.AdamW(
             groups, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True
@@ -151,9 +148,7 @@ class Learner:
         few = self.updates == 0 and len(self.replay.entities) < self.config.min_entities
         if few or len(self.replay) < 2:
             return None
-        if self.updates == 0:
-            self._set_clip_bounds()
-        self._admit()
+        self.prepare()
         windows = self.replay.draw(self.config.batch_entities, self.rng)
         if len(windows) < 2:  # an entity needs another one beside it
             return None
@@ -225,8 +220,13 @@ class Learner:
             adam["exp_avg"][:, at] /= grew
             adam["exp_avg_sq"][:, at] /= grew.square()
 
-    def _set_clip_bounds(self) -> None:
-        """Before the first update: clip bounds and normaliser from what is there."""
+    def prepare(self) -> None:
+        """Before an update: buckets are admitted; before the first, bounds and normaliser are set."""
+        if self.updates == 0:
+            self._set_bounds()
+        self._admit()
+
+    def _set_bounds(self) -> None:
         if self.shape.numbers:
             some = self.replay.newest(EVALUATED).rows.numbers
             for fields in (self.encoder.fields, self.ema.fields):
