@@ -2,6 +2,8 @@
 
 import msgspec
 
+from schemas.records import Field
+
 
 def current_key(stream: str) -> str:
     return f"afresh:{stream}:current"
@@ -59,6 +61,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_us: int
     dim: int
     window: int  # L of the anchor rule
+    entity: str  # path of the entity's name in a record
+    time: str  # path of its time
+    time_unit: str  # auto | s | ms | us | iso
+    fields: tuple[Field, ...]  # name, type, path and default of each input, as in the settings
     numbers: tuple[str, ...]  # names of the number columns, in order
     categories: tuple[str, ...]
     session_gap_us: int

@@ -1,0 +1,162 @@
+"""A shard in memory, a release of an untrained encoder, and the oracle: every vector from scratch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from actors.decode import DecodeConfig, make_decoder
+from actors.embed import Releases, encode_anew
+from actors.encode import CURRENT, ENCODE, STEP, Release
+from actors.group import Group
+from actors.publish import _interface
+from actors.shard import Ports, Shard, ShardConfig
+from actors.sink import Sink
+from actors.snapshot import epoch_of, write_file, write_folder
+from actors.state import State
+from learning import encoders, export
+from learning.config import EncoderConfig, GruConfig
+from schemas.published import Manifest
+from schemas.records import Field, FieldType, StreamConfig
+from tests.fake_sink import MemoryServer, MemorySink
+from tests.fakes import MemoryDeadLetters, MemorySource, Record
+
+STREAM = StreamConfig(
+    entity="who",
+    time="at",
+    field=(
+        Field("what", FieldType.category),
+        Field("amount", FieldType.number),
+        Field("weight", FieldType.number),
+    ),
+    time_unit="s",
+)
+ENCODER = GruConfig(dim=8, hidden=8, window=8, category_dim=4, bucket_bits=6)
+SLOTS = 256
+
+
+def make_release(
+    releases: Path,
+    number: int,
+    encoder: EncoderConfig = ENCODER,
+    stream: StreamConfig = STREAM,
+    generation: int = 1,
+) -> None:
+    """Writes and names as current a release whose weights follow from its number."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        module = encoders.build(encoder, stream.shape).eval()
+    encode, step = export.export(module, {"release": str(number)})
+    (encode_in, encode_out), (step_in, step_out) = _interface(encode), _interface(step)
+    import hashlib
+
+    manifest = Manifest(
+        stream="test", release=number, generation=generation, created_us=number, dim=encoder.dim,
+        window=encoder.window, entity=stream.entity, time=stream.time, time_unit=stream.time_unit,
+        fields=stream.field, numbers=tuple(f.name for f in stream.numbers),
+        categories=tuple(f.name for f in stream.categories),
+        session_gap_us=stream.shape.session_gap_us, state=encoder.state,
+        encode=encode_in, encode_out=encode_out, step=step_in, step_out=step_out,
+        encode_sha256=hashlib.sha256(encode).hexdigest(),
+        step_sha256=hashlib.sha256(step).hexdigest(),
+    )  # fmt: skip
+    write_folder(
+        releases,
+        str(number),
+        [(ENCODE, encode), (STEP, step)],
+        lambda: msgspec.to_builtins(manifest),
+    )
+    write_file(releases / CURRENT, str(number).encode())
+
+
+def record(who: str, at: int, amount: float = 1.0, what: str = "x", **more: object) -> Record:
+    value = {"who": who, "at": at, "amount": amount, "what": what, **more}
+    return Record(msgspec.json.encode(value), who.encode(), time_ms=at * 1000)
+
+
+def deletion(who: str) -> Record:
+    return Record(None, who.encode())
+
+
+def make_shard(
+    folder: Path,
+    source: MemorySource,
+    server: MemoryServer | Sink,
+    restarts: int = 0,
+    config: ShardConfig | None = None,
+    slots: int = SLOTS,
+    stream: StreamConfig = STREAM,
+    **more: object,
+) -> Shard:
+    """A shard of all the source's groups, restored from `folder`."""
+    sizes = (ENCODER.window, ENCODER.state, slots)
+    groups = [
+        Group.open(
+            n, epoch_of(1, restarts), source.topics, folder / f"group-{n}", stream.shape, sizes
+        )
+        for n in sorted({group for group, _ in source._logs})
+    ]
+    ports = Ports(
+        source,
+        make_decoder(stream, DecodeConfig()),
+        MemorySink(server) if isinstance(server, MemoryServer) else server,
+        MemoryDeadLetters(),
+        Releases(folder / "releases"),
+    )
+    config = config or ShardConfig(snapshot_every_s=1e-9)
+    return Shard(config, groups, ports, {}, **more)  # type: ignore[arg-type]
+
+
+def adopt(shard: Shard) -> None:
+    """Lets the shard load what `releases/current` names."""
+    shard.releases.refresh()
+    assert shard.releases._loading is not None
+    shard.releases._loading.join()
+
+
+def settle(shard: Shard) -> None:
+    """Turns until all is read and nothing is owed."""
+    for _ in range(10_000):
+        read = shard.turn()
+        if not read and all(
+            g.phase == "serving" and not g.state.owed.any() and not g.deletions()
+            for g in shard.groups.values()
+        ):
+            return
+    raise AssertionError("the shard does not settle")
+
+
+def from_scratch(records: Sequence[Record], release: Path) -> dict[str, tuple[int, np.ndarray]]:  # type: ignore[type-arg]
+    """entity -> (count, vector) of all records at once, by `encode` alone."""
+    decoder = make_decoder(STREAM, DecodeConfig())
+    offsets = np.arange(len(records))
+    decoded, bad = decoder.decode(
+        0, offsets, offsets, [r.key for r in records], [r.value for r in records]
+    )
+    assert not bad
+    state = State(STREAM.shape, ENCODER.window, ENCODER.state, SLOTS)
+    state.apply(decoded)
+    slots = np.array(sorted(state.index.values()), np.int64)
+    vectors = encode_anew(state, slots, Release.load(release))
+    names = [state.names[slot] or "" for slot in slots.tolist()]
+    counts = state.count[slots].tolist()
+    return {name: (count, v) for name, count, v in zip(names, counts, vectors, strict=True)}
+
+
+def published(server: MemoryServer, generation: int = 1) -> dict[str, tuple[int, np.ndarray]]:  # type: ignore[type-arg]
+    """entity -> (count, vector) as readers find them."""
+    return {
+        name: (stored.count, stored.vector)
+        for (g, name), stored in server.entities.items()
+        if g == generation and not isinstance(stored, tuple)
+    }
+
+
+def assert_same(found: dict, wanted: dict) -> None:  # type: ignore[type-arg]
+    assert {name: count for name, (count, _) in found.items()} == {
+        name: count for name, (count, _) in wanted.items()
+    }
+    for name, (_, vector) in wanted.items():
+        np.testing.assert_allclose(found[name][1], vector, atol=1e-5, err_msg=name)
