@@ -14,10 +14,11 @@ import pyarrow as pa
 import structlog
 
 from actors.arrow_guard import batches
+from actors.kafka_client import abandon, connected
 from actors.kafka_cluster import Cluster
 from actors.kafka_config import SourceConfig
 from actors.ports import Batch, DeadLetters
-from schemas.errors import SourceDown, SourceError
+from schemas.errors import AfreshError, SourceDown, SourceError
 
 log = structlog.get_logger()
 
@@ -112,6 +113,7 @@ class KafkaDeadLetters(DeadLetters):
                 if trouble:
                     self._changed.wait_for(lambda: self._closing, 1.0)
         self._drop()
+        self._cluster.close()
 
     def _deliver(self, letters: list[Letter]) -> tuple[int, str]:
         """How many from the front Kafka has taken, and why not the rest."""
@@ -123,14 +125,18 @@ class KafkaDeadLetters(DeadLetters):
                 self._create(topic)
             futures = [self._produce(letter) for letter in letters]
             end = time.monotonic() + self._config.timeout_s
-            for letter, future in zip(letters, futures, strict=True):
-                try:
-                    future.get(timeout=max(0.0, end - time.monotonic()))
-                except kafka.errors.MessageSizeTooLargeError:
-                    shorter = _shortened(letter)
-                    self._produce(shorter).get(timeout=self._config.timeout_s)
+            for future in futures:
+                future.get(timeout=max(0.0, end - time.monotonic()))
                 done += 1
-        except (kafka.errors.KafkaError, SourceDown, SourceError, OSError) as error:
+        except kafka.errors.MessageSizeTooLargeError as error:
+            self._drop()
+            if len(letters[done].value) <= KEPT_BYTES:
+                return done, f"{letters[done].topic} takes no messages of 64 KB: {error}"
+            shorter = _shortened(letters[done])
+            with self._changed:
+                self._waiting[done] = shorter
+                self._bytes -= letters[done].nbytes - shorter.nbytes
+        except (kafka.errors.KafkaError, AfreshError, OSError) as error:
             self._drop()  # an idempotent producer does not go on after a loss
             return done, str(error) or type(error).__name__
         return done, ""
@@ -141,7 +147,8 @@ class KafkaDeadLetters(DeadLetters):
 
     def _connect(self) -> Any:
         wait_ms = round(self._config.timeout_s * 1000)
-        return kafka.KafkaProducer(
+        return connected(
+            kafka.KafkaProducer,
             **self._config.client(),
             acks="all",
             enable_idempotence=True,
@@ -165,10 +172,7 @@ class KafkaDeadLetters(DeadLetters):
     def _drop(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            try:
-                producer.close(timeout=0)
-            except (kafka.errors.KafkaError, OSError):
-                return
+            abandon(producer)
 
 
 def _letter(

@@ -26,7 +26,8 @@ class Csv:
 
     def __init__(self, path: Path, stream: StreamConfig) -> None:
         self._path, self._stream = path, stream
-        with pa.input_stream(path) as file, pa.csv.open_csv(file) as reader:
+        skip = pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=lambda _: "skip")
+        with pa.input_stream(path) as file, pa.csv.open_csv(file, None, skip) as reader:
             there = reader.schema.names
         self._paths = [where for where in leaves(stream) if where in there]
         for needed in (stream.entity, stream.time):

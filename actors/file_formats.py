@@ -188,9 +188,9 @@ def estimate(path: Path, header: int) -> int:
         size = raw.size()
         if path.suffix in (".gz", ".zst", ".bz2"):
             codec = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}[path.suffix]
-            sample = pa.CompressedInputStream(raw, codec).read(BLOCK)
+            with pa.CompressedInputStream(raw, codec) as opened:
+                sample, read = opened.read(BLOCK), raw.tell()
         else:
-            sample = raw.read(BLOCK)
-        read = raw.tell()
+            sample, read = raw.read(BLOCK), raw.tell()
     lines = max(1, sample.count(b"\n") + (not sample.endswith(b"\n")))
     return int(max(0, round(lines * size / max(1, read)) - header))

@@ -30,14 +30,15 @@ class FileSource(Source):
     def __init__(self, paths: Sequence[str], stream: StreamConfig, groups: int) -> None:
         self.topics, self.up = ("files",), True
         self._groups = groups
-        self._files = [(path, _opened(path, stream)) for path in _found(paths)]
+        opened = [_opened(path, stream) for path in _found(paths)]
+        self._files = [(path, file) for path, file, _ in opened]
+        self._estimates = [rows for _, _, rows in opened]
         kinds = {file.decode_format for _, file in self._files}
         if len(kinds) > 1:
             raise SourceError(
                 "The files are JSONL and others at once: take them one kind at a time."
             )
         self.decode_format = kinds.pop()
-        self._estimates = [file.rows() for _, file in self._files]
         self._ended = 0  # files read to their end: their rows are counted, no longer estimated
         self._next: dict[int, int] = {}
         self._held: dict[int, list[Batch]] = {}
@@ -194,8 +195,9 @@ def _found(paths: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _opened(path: Path, stream: StreamConfig) -> Format:
+def _opened(path: Path, stream: StreamConfig) -> tuple[Path, Format, int]:
     try:
-        return open_file(path, stream)
+        file = open_file(path, stream)
+        return path, file, file.rows()
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error

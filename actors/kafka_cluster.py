@@ -8,6 +8,7 @@ import kafka
 import kafka.errors
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
+from actors.kafka_client import connected
 from actors.kafka_config import SourceConfig
 from schemas.errors import SourceDown, SourceError
 
@@ -110,7 +111,7 @@ class Cluster:
         with self._lock:
             try:
                 if self._client is None:
-                    self._client = kafka.KafkaAdminClient(**self._config.client())
+                    self._client = connected(kafka.KafkaAdminClient, **self._config.client())
                 return getattr(self._client, method)(*args)
             except kafka.errors.TopicAlreadyExistsError:
                 raise

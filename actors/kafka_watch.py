@@ -54,12 +54,10 @@ class Watch:
             raise self._error
 
     def close(self) -> None:
-        """Commits what is to be committed, within a second."""
+        """Commits what is to be committed; waits for a second, after that the thread ends alone."""
         self._closing.set()
         self._wake.set()
         self._thread.join(1.0)
-        if not self._thread.is_alive():
-            self._cluster.close()
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -68,6 +66,7 @@ class Watch:
             self._wake.clear()
         if self._commits and self.up:
             self._commit()
+        self._cluster.close()
 
     def _turn(self) -> None:
         try:

@@ -13,6 +13,7 @@ import numpy as np
 import structlog
 
 from actors.dead_letters import KafkaDeadLetters
+from actors.kafka_client import connected
 from actors.kafka_cluster import Cluster
 from actors.kafka_config import DlqConfig, SourceConfig, start_ms
 from actors.kafka_watch import Watch, changed
@@ -45,12 +46,16 @@ class KafkaSource(Source):
 
     def __init__(self, config: SourceConfig, stream_name: str, groups: int) -> None:
         self.topics, self.up = config.topics, True
-        self._config, self._groups = config, groups
+        self._config = config
         self._cluster = Cluster(config)
-        count = self._cluster.partitions()
-        if count != groups:
-            raise changed(self.topics[0], groups, count)
-        self._consumer = self._connect()
+        try:
+            count = self._cluster.partitions()
+            if count != groups:
+                raise changed(self.topics[0], groups, count)
+            self._consumer = self._connect()
+        except BaseException:
+            self._cluster.close()
+            raise
         self._next: dict[kafka.TopicPartition, int] = {}
         self._paused: set[int] = set()
         self._watch = Watch(
@@ -162,7 +167,8 @@ class KafkaSource(Source):
     def _connect(self) -> Any:
         options = self._config.client()
         try:
-            return kafka.KafkaConsumer(
+            return connected(
+                kafka.KafkaConsumer,
                 **options,
                 auto_offset_reset="none",
                 enable_auto_commit=False,

@@ -20,3 +20,9 @@ def eventually(condition: Callable[[], T], timeout_s: float = 10.0, what: str = 
             name = what or getattr(condition, "__name__", "the condition")
             raise AssertionError(f"{name}: still {value!r} after {timeout_s} s")
         pause.wait(0.01)
+
+
+def client_threads() -> list[str]:
+    """Threads of Kafka's clients and of those who watch over them."""
+    names = ("kafka-", "dead-letters")
+    return [t.name for t in threading.enumerate() if t.name.startswith(names)]
