@@ -3,6 +3,7 @@
 `poll` never waits for longer than it is told, whatever Kafka does; a thread beside it (`Watch`)
 asks for partition counts and ends, commits for lag tools, and knows whether Kafka answers."""
 
+import time
 from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
@@ -58,6 +59,7 @@ class KafkaSource(Source):
             raise
         self._next: dict[kafka.TopicPartition, int] = {}
         self._paused: set[int] = set()
+        self._looked = 0.0
         self._watch = Watch(
             self._cluster, config.topics, groups, config.group or f"afresh-{stream_name}"
         )
@@ -81,9 +83,8 @@ class KafkaSource(Source):
         self.up = self._watch.up
         try:
             found = self._consumer.poll(round(timeout_s * 1000), max_records)
-            if found:
-                return [self._batch(part, records) for part, records in found.items()]
-            return self._passed()
+            batches = [self._batch(part, records) for part, records in found.items()]
+            return batches + self._passed(idle=not batches)
         except kafka.errors.OffsetOutOfRangeError as error:
             raise self._out_of_range(error) from error
         except kafka.errors.CorruptRecordError as error:
@@ -143,10 +144,14 @@ class KafkaSource(Source):
             position,
         )
 
-    def _passed(self) -> list[Batch]:
+    def _passed(self, idle: bool) -> list[Batch]:
         """Batches of nothing: positions move past compacted records and transactions' marks, too.
 
         Else a group that replays until a position behind such a mark waits for another record."""
+        now = time.monotonic()
+        if not idle and now - self._looked < 1.0:
+            return []
+        self._looked = now
         moved = []
         for part, before in self._next.items():
             if part.partition not in self._paused and self._position(part) > before:

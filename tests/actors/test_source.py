@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import kafka
-import numpy as np
 import pytest
 from kafka.errors import KafkaError
 
 from actors import kafka_watch
-from actors.kafka_config import start_ms
-from actors.partitioner import partition_of, partitions_of
 from actors.source import KafkaSource, SourceConfig, partitions
 from daemon import servers
 from daemon.children import free_ports
-from schemas.errors import SettingsError, SourceDown, SourceError
+from schemas.errors import SourceDown, SourceError
 from tests.helpers import client_threads, eventually
 
 Topics = Callable[..., str]
@@ -74,58 +71,6 @@ def read(source: KafkaSource, count: int, timeout_s: float = 20.0) -> list[bytes
 def admin(address: str, method: str, *args: Any) -> Any:
     with closing(kafka.KafkaAdminClient(bootstrap_servers=address)) as client:
         return getattr(client, method)(*args)
-
-
-# -- settings -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"brokers": "localhost"}, "host:port"),
-        ({"brokers": " , "}, "source.brokers is empty"),
-        ({"topics": ()}, "source.topics is empty"),
-        ({"topics": ("a b",)}, "no topic's name"),
-        ({"topics": ("a", "a")}, "twice"),
-        ({"topics": ("a", "a.dlq")}, "its own dead letters"),
-        ({"start": "yesterday"}, "source.start is 'yesterday'"),
-        ({"start": "2024-01-31"}, "without a time zone"),
-        ({"start": -1}, "source.start is -1"),
-        ({"security_protocol": "SASL_SSL"}, "sasl_mechanism"),
-        ({"sasl_mechanism": "PLAIN"}, "sasl_mechanism"),
-        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN"}, "source.username"),
-        ({"ssl_certfile": "c.pem"}, "both or none"),
-    ],
-)
-def test_settings_are_refused_with_what_to_do(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(SettingsError, match=says):
-        SourceConfig(**({"brokers": "h:1", "topics": ("t",)} | settings))
-
-
-def test_a_start_is_an_instant_with_a_zone_or_milliseconds() -> None:
-    assert start_ms("1970-01-01T00:00:01.5Z") == start_ms(1500) == 1500
-    assert start_ms("1970-01-01T01:00:00+01:00") == 0
-    assert start_ms("earliest") is None
-
-
-def test_a_password_is_read_when_connecting_and_shown_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    login = {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-256", "username": "u"}
-    secret = tmp_path / "password"
-    secret.write_bytes(b"hunter2\n")
-    by_file = SourceConfig("h:1", ("t",), password_file=str(secret), **login)  # type: ignore[arg-type]
-    assert by_file.client()["sasl_plain_password"] == "hunter2"
-    assert "hunter2" not in repr(by_file)
-    secret.write_bytes(b"hunter2\xff")
-    with pytest.raises(SettingsError) as caught:
-        by_file.client()
-    assert "hunter2" not in str(caught.value)
-    by_name = SourceConfig("h:1", ("t",), password_env="SECRET_OF_TEST", **login)  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="SECRET_OF_TEST"):
-        by_name.client()
-    monkeypatch.setenv("SECRET_OF_TEST", "hunter3")
-    assert by_name.client()["sasl_plain_password"] == "hunter3"
 
 
 # -- where it starts ------------------------------------------------------------------------------
@@ -321,21 +266,3 @@ def test_a_broker_that_is_killed_and_started_again_loses_and_repeats_nothing(
         produce(broker.address, "t", [b"%d" % i for i in range(100, 200)])
         assert read(source, 100, 30.0) == [b"%d" % i for i in range(100, 200)]
         eventually(lambda: source.poll(10, 0.02) == [] and source.up, 15.0, "up")
-
-
-# -- partitioner ----------------------------------------------------------------------------------
-
-
-def test_keys_go_where_javas_clients_send_them() -> None:
-    # Values of org.apache.kafka.common.utils.UtilsTest.testMurmur2, made positive.
-    known = {"21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536}
-    big = 1 << 31
-    for key, value in known.items():
-        assert partition_of(key.encode(), big) == value & 0x7FFFFFFF
-        assert partitions_of([key], big).tolist() == [value & 0x7FFFFFFF]
-
-
-def test_many_keys_at_once_go_where_each_goes_alone() -> None:
-    rng = np.random.default_rng(0)
-    keys = [rng.bytes(int(n)) for n in rng.integers(0, 40, 2000)]
-    assert partitions_of(keys, 7).tolist() == [partition_of(key, 7) for key in keys]

@@ -18,7 +18,7 @@ from actors.ports import Batch, Source
 from actors.source import KafkaSource, SourceConfig
 from schemas.errors import SourceError
 from schemas.records import Field, FieldType, StreamConfig
-from tests.fakes import MemorySource, Record
+from tests.fakes import Crash, Crashed, Down, Gap, Item, MemorySource, Record
 from tests.helpers import eventually
 
 GROUPS, ROWS = 3, 60
@@ -227,3 +227,18 @@ def test_positions_beyond_the_end_are_refused(make: Make, request: pytest.Fixtur
         pytest.skip("the end of a text file is known once it has been read")
     with pytest.raises(SourceError, match="1000"):
         source.start(0, [1000])
+
+
+def test_the_fake_has_gaps_outages_and_crashes() -> None:
+    items: list[Item] = [Record(b"0"), Gap(3), Record(b"4"), Down(2), Crash(), Record(b"5"), Gap(2)]
+    source = MemorySource(items)
+    source.start(0, None)
+    (batch,) = source.poll(10, 0.0)
+    assert (batch.offsets.tolist(), batch.next_offset) == ([0, 4], 5)
+    assert [source.poll(10, 0.0) == [] and source.up for _ in range(2)] == [False, False]
+    with pytest.raises(Crashed):
+        source.poll(10, 0.0)
+    source.start(0, [5])
+    (batch,) = source.poll(10, 0.0)
+    assert (batch.values, batch.next_offset) == ([b"5"], 8)
+    assert source.up and source.lag(0) == 0
