@@ -17,7 +17,6 @@ from actors.shard import resident_bytes
 from actors.snapshot import epoch_of, write_file
 from actors.source import partitions
 from daemon.http import Http
-from daemon.metrics import Snapshot, Totals
 from daemon.settings import Settings
 from daemon.supervisor import (
     Alive,
@@ -31,6 +30,7 @@ from daemon.supervisor import (
     Stop,
     decide,
 )
+from daemon.totals import Snapshot, Totals
 from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
 
 log = structlog.get_logger()
@@ -201,10 +201,11 @@ class App:
                     restart_in_s=child.process.restart_at - now,
                 )
                 child.handle.kill()
+                child.status = None
             match decision:
                 case Restart():
                     child.total_restarts += 1
-                    child.anew, child.status = True, None
+                    child.anew = True
                     child.handle = child.start(child.total_restarts)
                     log.info("process_restarted", process=name, restarts=child.total_restarts)
                     if name == "learner":
@@ -296,6 +297,9 @@ class App:
         missing = []
         if len(groups) < max(self._groups, 1):
             missing.append(f"{len(groups)} of {self._groups} partition groups are restored")
+        for name, child in list(self._children.items()):
+            if name.startswith("shard-") and (child.status is None or child.status.stats is None):
+                missing.append(f"{name} is being started")
         if any(not shard.source_up for shard in s.shards.values()):
             missing.append("Kafka does not answer")
         if any(not shard.sink_up for shard in s.shards.values()):

@@ -24,8 +24,8 @@ from daemon import servers
 from daemon.cli import fetch_status
 from daemon.demo_report import Report
 from daemon.flights import flights, messages
-from daemon.metrics import quantile
 from daemon.settings import Settings, load
+from daemon.totals import quantile
 from schemas.errors import AfreshError
 from schemas.stats import Latency
 

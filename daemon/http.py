@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from daemon.metrics import Snapshot, registry
+from daemon.metrics import registry
 from daemon.settings import HttpConfig
+from daemon.totals import Snapshot
 from schemas.errors import SettingsError
 
 

@@ -1,13 +1,9 @@
-"""Every Prometheus metric, made of the plain stats that the processes return.
+"""Every Prometheus metric, made of the plain stats that the processes return."""
 
-Counts of a process start at zero with it; what earlier ones counted is kept here, so that counters only grow."""
-
-import dataclasses
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -19,81 +15,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from schemas.stats import (
-    LATENCY_BOUNDS_S,
-    GroupStats,
-    Latency,
-    LearnerStats,
-    PublisherStats,
-    ShardStats,
-)
+from daemon.totals import Snapshot
+from schemas.stats import LATENCY_BOUNDS_S, Latency, LearnerStats, PublisherStats
 
 PHASES = ("starting", "replaying", "waiting", "serving", "paused")
-
-
-@dataclass
-class Snapshot:
-    """All that is known of the service at one moment; `http.py` and the commands show it too."""
-
-    stream: str
-    shards: dict[str, ShardStats] = field(default_factory=dict)
-    learner: LearnerStats | None = None
-    publisher: PublisherStats | None = None
-    restarts: dict[str, int] = field(default_factory=dict)  # shard | learner | publisher -> count
-    epoch: int = 0
-    daemon_memory_bytes: int = 0
-    daemon_cpu_s: float = 0.0
-
-    @property
-    def groups(self) -> list[GroupStats]:
-        return [group for shard in self.shards.values() for group in shard.groups]
-
-
-class Totals:
-    """Sums of counts over processes and their restarts."""
-
-    def __init__(self) -> None:
-        self._ended: dict[str, Any] = {}
-        self._live: dict[str, Any] = {}
-
-    def update(self, process: str, stats: Any, started_anew: bool) -> None:
-        """`started_anew`: these stats are of another process than the last ones of that name."""
-        if started_anew and process in self._live:
-            self._ended[process] = _sum(self._ended.get(process), self._live[process])
-        self._live[process] = stats
-
-    def get(self, process: str) -> Any:
-        live = self._live.get(process)
-        return live if process not in self._ended else _sum(self._ended[process], live)
-
-
-COUNTS = {
-    ShardStats: (
-        "accepted", "dead_letters", "encoded", "stepped", "written", "refused", "sampled",
-        "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
-    ),
-    LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "cpu_s"),
-    PublisherStats: ("releases", "refused"),
-}  # fmt: skip
-"""Fields that count; the others are of the moment."""
-
-
-def _sum(a: Any, b: Any) -> Any:
-    if a is None or b is None:
-        return b if a is None else a
-    changed = {name: _add(getattr(a, name), getattr(b, name)) for name in COUNTS[type(b)]}
-    return dataclasses.replace(b, **changed)
-
-
-def _add(a: Any, b: Any) -> Any:
-    match a:
-        case dict():
-            return {key: a.get(key, 0) + b.get(key, 0) for key in a | b}
-        case Latency():
-            total = Latency(list(a.counts), a.sum_s)
-            total.add(b.counts, b.sum_s)
-            return total
-    return a + b
 
 
 class ServiceCollector(Collector):
@@ -229,6 +154,12 @@ class ServiceCollector(Collector):
         yield _counter(
             "afresh_windows_received", "Windows taken from the shards.", stream, x.received
         )
+        yield _counter(
+            "afresh_learner_snapshot_failures",
+            "Snapshots of the learner that failed; the one before stays.",
+            stream,
+            x.snapshot_failures,
+        )
         skipped = CounterMetricFamily(
             "afresh_updates_skipped",
             "Updates that changed nothing, by reason.",
@@ -241,7 +172,8 @@ class ServiceCollector(Collector):
             "afresh_objective_loss", "Loss by objective.", labels=["stream", "objective"]
         )
         for name, loss in sorted(x.objective_losses.items()):
-            losses.add_metric([stream, name], loss)
+            if not math.isnan(loss):
+                losses.add_metric([stream, name], loss)
         yield losses
         for metric, text, value in (
             ("loss", "Training loss, weighted over objectives.", x.loss),
@@ -324,8 +256,10 @@ class ServiceCollector(Collector):
 
 
 def _gauge(name: str, text: str, stream: str, value: float) -> Metric:
+    """Without a sample while there is no value: NaN would break sums and alerts."""
     family = GaugeMetricFamily(name, text, labels=["stream"])
-    family.add_metric([stream], value)
+    if not math.isnan(value):
+        family.add_metric([stream], value)
     return family
 
 
@@ -344,19 +278,6 @@ def _histogram(name: str, text: str, stream: str, parts: list[Latency]) -> Metri
     family = HistogramMetricFamily(name, text, labels=["stream"])
     family.add_metric([stream], buckets=buckets, sum_value=sum(p.sum_s for p in parts))
     return family
-
-
-def quantile(latency: Latency, q: float) -> float:
-    """The upper bound of the bucket that holds quantile q; NaN where nothing was measured. Seconds."""
-    total = sum(latency.counts)
-    if not total:
-        return float("nan")
-    running = 0
-    for bound, count in zip((*LATENCY_BOUNDS_S, float("inf")), latency.counts, strict=True):
-        running += count
-        if running >= q * total:
-            return bound
-    return float("inf")
 
 
 def registry(snapshot: Callable[[], Snapshot]) -> CollectorRegistry:
