@@ -96,8 +96,9 @@ def capacity(config: StateConfig, groups: int, shape: Shape, window: int, hidden
         slots = min(slots, -(-config.max_entities // groups))
     if slots < 64:
         raise SettingsError(
-            f"state.max_memory_mb is {config.max_memory_mb}: room for {slots} entities in each of {groups} "
-            "partition groups, and at least 64 are needed. Raise it, or lower encoder.window."
+            f"state.max_memory_mb is {config.max_memory_mb} and state.max_entities {config.max_entities}: "
+            f"room for {slots} entities in each of {groups} partition groups, and at least 64 are needed. "
+            "Raise them, or lower encoder.window."
         )
     return slots
 

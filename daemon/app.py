@@ -17,7 +17,7 @@ from actors.shard import resident_bytes
 from actors.snapshot import epoch_of, write_file
 from actors.source import partitions
 from daemon.http import Http
-from daemon.settings import Settings
+from daemon.settings import Settings, check
 from daemon.supervisor import (
     Alive,
     Dead,
@@ -68,6 +68,7 @@ class App:
         """Runs until told to stop. Returns the exit code. Raises AfreshError where it cannot start."""
         self._on_signals()
         settings = self.settings
+        check(settings)
         self._lease = leases.take(
             settings.folder,
             lease_s=settings.service.lease_s,

@@ -89,8 +89,10 @@ def run(
 def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML file.")]) -> None:
     """Read a settings file and say what is wrong with it."""
     from actors.state import capacity
+    from daemon.settings import check
 
     s = _load(config)
+    check(s)
     slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
     out.print(
         f"{config} is well: stream {s.name!r} of {', '.join(s.source.topics)}, "

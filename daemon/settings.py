@@ -8,12 +8,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from actors.decode import DecodeConfig
+from actors.decode import DecodeConfig, make_decoder
 from actors.publish import ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
-from actors.state import StateConfig
+from actors.state import StateConfig, capacity
 from learning.config import EncoderConfig, GruConfig, LearnerConfig
 from schemas.errors import AfreshError, SettingsError
 from schemas.records import StreamConfig
@@ -42,7 +42,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole settings file."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     state_dir: str
     stream: StreamConfig
     source: SourceConfig
@@ -83,13 +83,35 @@ def parse(text: str, name: str = "the settings") -> Settings:
         cause = error.__cause__
         if isinstance(cause, AfreshError):
             raise SettingsError(f"{name}: {cause}") from error
-        what, _, where = str(error).partition(" - at `$")
-        key = where.rstrip("`").lstrip(".").replace("...", "") or "the top level"
         raise SettingsError(
-            f"{name}: {key}: {what}. docs/operations.md lists every key."
+            f"{name}: {_explained(str(error))} docs/operations.md lists every key."
         ) from error
     except msgspec.DecodeError as error:
         raise SettingsError(f"{name} is not TOML: {error}") from error
+
+
+_FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`")
+
+
+def _explained(text: str) -> str:
+    """msgspec's text as the key and what to do about it."""
+    what, _, where = text.partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    if found := _FIELD.fullmatch(what):
+        unknown, field = found[1] == "contains unknown", f"{key}.{found[2]}".lstrip(".")
+        if unknown:
+            return f"{field}: there is no such key. Remove it, or mend its name."
+        return f"{field} is missing. Set it."
+    return f"{key or 'the top level'}: {what}. Change it."
+
+
+def check(settings: Settings) -> None:
+    """What only a file, the environment or two sections together can show. Raises SettingsError."""
+    s = settings
+    make_decoder(s.stream, s.decode)
+    capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
+    s.source.client()
+    s.redis.password()
 
 
 def _expanded(value: object, key: str) -> object:
