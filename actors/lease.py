@@ -72,8 +72,10 @@ def _process(pid: int | None = None) -> str:
     pid = os.getpid() if pid is None else pid
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        started = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}:{pid}:{started}"
+        state, *after = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        if state in "ZX":
+            return ""  # dead, and nobody has asked for its exit code
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}:{pid}:{after[18]}"
     except (OSError, IndexError):
         return ""
 
@@ -103,31 +105,57 @@ def take(
     `wait(seconds)` passes time and may raise to give up."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     holder = f"{socket.gethostname()}:{os.getpid()}"
-    seen, since = _read(folder), clock()
-    while seen.get("holder") and not _gone(seen.get("process")):
+    raced = False
+    while True:
+        epoch = 1 + _vacant(folder, lease_s, clock, wait, standby=standby, raced=raced)
+        try:
+            return _created(Lease(folder, holder, epoch))
+        except (FileExistsError, LeaseLost) as error:
+            if not standby:
+                raise LeaseHeld(
+                    f"{folder}: another daemon took the lease at the same moment. Stop one of them, or start "
+                    "this one with --standby."
+                ) from error
+            raced = True
+
+
+def _vacant(
+    folder: Path,
+    lease_s: float,
+    clock: Callable[[], float],
+    wait: Callable[[float], object],
+    *,
+    standby: bool,
+    raced: bool,
+) -> int:
+    """The newest epoch as of when nobody held it: whoever took a newer one since has won.
+
+    raced: somebody has just taken it, and the file may not say so yet: wait for it to be renewed."""
+    epoch, seen, since = newest_epoch(folder), _read(folder), clock()
+    while raced or (seen.get("holder") and not _gone(seen.get("process"))):
         if clock() - since >= lease_s:
             break
         wait(min(0.2, lease_s / 10))
-        now = _read(folder)
+        newest, now = newest_epoch(folder), _read(folder)
         if now.get("counter") != seen.get("counter") or now.get("epoch") != seen.get("epoch"):
             if now.get("holder") and not standby:
                 raise LeaseHeld(
                     f"{folder} is held by {now['holder']} (epoch {now.get('epoch')}), which is alive. Stop it "
                     "first, start with --standby to take over when it goes, or set another state_dir or name."
                 )
-            seen, since = now, clock()
-    epoch = newest_epoch(folder) + 1
-    try:
-        os.close(os.open(folder / f"epoch-{epoch}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError as error:
-        raise LeaseHeld(
-            f"{folder}: another daemon took epoch {epoch} at the same moment."
-        ) from error
+            epoch, seen, since, raced = newest, now, clock(), False
+    return epoch
+
+
+def _created(lease: Lease) -> Lease:
+    """Takes the lease's epoch. Raises FileExistsError or LeaseLost where another was quicker."""
+    folder = lease.folder
+    file = folder / f"epoch-{lease.epoch}"
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     sync_folder(folder)
     for old in folder.glob("epoch-*"):
-        if int(old.name[6:]) < epoch:
+        if int(old.name[6:]) < lease.epoch:
             with suppress(OSError):
                 old.unlink()
-    lease = Lease(folder, holder, epoch)
     lease.renew()
     return lease
