@@ -8,29 +8,26 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-import numpy as np
 import safetensors.torch
 import structlog
 from msgspec import Meta
 
 from actors.encode import CURRENT, ENCODE, STEP, current_release, read_release, session
+from actors.graphs import in_parts, interface, of_encoder, some
 from actors.redis_sink import RedisSink
 from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_file, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
-from schemas.published import Gate, Input, Manifest, Overlap
+from schemas.published import Gate, Manifest, Overlap
 from schemas.records import StreamConfig, Windows
 from schemas.stats import PublisherStats
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from learning.contract import View
-    from learning.encoders.base import RecurrentEncoder
 
 log = structlog.get_logger()
 KEEP = 10
@@ -55,7 +52,8 @@ class ReleaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Publish:
-    """`oldest_release`: the oldest one that some live group's state carries; 0 where none is known."""
+    """`oldest_release`: the oldest one that some live group's state carries; 0 where none does, below zero
+    until the groups have said so: releases wait for that."""
 
     def __init__(
         self,
@@ -67,12 +65,14 @@ class Publish:
         epoch: int,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.oldest_release = 0
+        self.oldest_release = -1
         self._name, self._root, self._releases = root.name, root, root / "releases"
+        self._refused = self._releases / "refused"
         self._stream, self._encoder, self._config = stream, encoder, config
         self._sink, self._epoch, self._wall = sink, epoch, wall
         self._stats = PublisherStats()
         self._announced = 0  # the release that Redis is known to name
+        self._there: set[int] = set()  # releases that Redis is known to hold
         self._tried = ""  # the newest learner snapshot that was looked at
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -84,19 +84,26 @@ class Publish:
     def turn(self) -> None:
         """Tells Redis of the current release where it does not know it; releases what is due."""
         current = current_release(self._releases)
-        self._stats.release = current
         try:
-            if current and (self._announced != current or self._sink.server_changed()):
+            if self._sink.server_changed():
+                self._announced, self._there = 0, set()
+            if current and self._announced != current:
                 self._announce(current)
-            self._sink.ping()
             self._stats.sink_up = True
         except SinkDown:
             self._stats.sink_up = False
         if self.oldest_release in (0, current):
             self._release_newest(current)
         if current:
-            made = self._manifest(current).created_us / 1e6
-            self._stats.release_age_s = max(self._wall() - made, 0.0)
+            self._describe(self._manifest(current))
+
+    def _describe(self, m: Manifest) -> None:
+        s = self._stats
+        s.release, s.generation = m.release, m.generation
+        s.release_age_s = max(self._wall() - m.created_us / 1e6, 0.0)
+        if m.overlap_previous is not None:
+            s.overlap_cosine = m.overlap_previous.cosine
+            s.overlap_neighbours = m.overlap_previous.neighbours
 
     def stats(self) -> PublisherStats:
         return self._stats
@@ -110,9 +117,7 @@ class Publish:
         self._tried = found[0].name
         if current and self._manifest(current).snapshot == found[0].name:
             return
-        number = 1 + max(
-            [current, *(int(p.name) for p in self._releases.glob("[0-9]*"))], default=0
-        )
+        number = 1 + max([current, *_numbers(self._releases), *_numbers(self._refused)])
         began = time.monotonic()
         try:
             manifest = self._build(Folder.open(found[0]), number, current)
@@ -125,16 +130,13 @@ class Publish:
                 reason=str(error),
                 next="the one before is served",
             )
+            for old in _numbers(self._refused)[KEEP:]:
+                shutil.rmtree(self._refused / str(old), ignore_errors=True)
             return
         self._stats.export_s = time.monotonic() - began
         write_file(self._releases / CURRENT, str(number).encode())
         self._stats.releases += 1
-        self._stats.release, self._stats.generation = number, manifest.generation
-        if manifest.overlap_previous is not None:
-            self._stats.overlap_cosine = manifest.overlap_previous.cosine
-            self._stats.overlap_neighbours = manifest.overlap_previous.neighbours
         log.info("released", release=number, updates=manifest.updates, seconds=self._stats.export_s)
-        self._prune(number)
 
     def _build(self, snapshot: Folder, number: int, current: int) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
@@ -152,21 +154,21 @@ class Publish:
         if current:
             served = self._manifest(current)
             generation = served.generation
-            mine, wanted = _of_encoder(encoder, resident), self._vectors(current, resident)
+            mine, wanted = of_encoder(encoder, resident), self._vectors(current, resident)
             compatibility.rotate(encoder, compatibility.procrustes(mine, wanted))
-            first = min(int(p.name) for p in self._releases.glob("[0-9]*"))
-            mine = _of_encoder(encoder, held_out)
-            for key, other in (("previous", current), ("first", first)):
+            mine = of_encoder(encoder, held_out)
+            others = {"previous": current, "first": _numbers(self._releases)[-1]}
+            for key, other in others.items() if len(held_out) > 1 else ():
                 theirs = self._vectors(other, held_out)
                 cosine = compatibility.mean_cosine(mine, theirs)
                 neighbours = compatibility.neighbour_overlap(mine, theirs)
                 overlaps[key] = Overlap(other, len(held_out), cosine, neighbours)
         metadata = {"stream": self._name, "release": str(number), "generation": str(generation)}
         encode, step = export.export(encoder, metadata)
-        worst = export.parity(encoder, encode, step, _some(resident, 64))
+        worst = export.parity(encoder, encode, step, some(resident, 64))
         gate = Gate("parity", worst, self._config.parity, worst <= self._config.parity)
         manifest = self._manifest_of(encode, step, number, generation, snapshot, gate, overlaps)
-        root = self._releases if gate.ok else self._releases / "refused"
+        root = self._releases if gate.ok else self._refused
         write_folder(
             root,
             str(number),
@@ -190,8 +192,8 @@ class Publish:
         gate: Gate,
         overlaps: dict[str, Overlap],
     ) -> Manifest:
-        encode_in, encode_out = _interface(encode)
-        step_in, step_out = _interface(step)
+        encode_in, encode_out = interface(encode)
+        step_in, step_out = interface(step)
         return Manifest(
             stream=self._name,
             release=number,
@@ -226,16 +228,41 @@ class Publish:
 
         _, encode, _ = read_release(self._releases / str(release))
         loaded = session(encode, 1)
-        return _in_parts(windows, self._encoder.state, lambda view: export.run(loaded, view)[0])
+        return in_parts(windows, self._encoder.state, lambda view: export.run(loaded, view)[0])
 
     def _manifest(self, release: int) -> Manifest:
         return msgspec.convert(Folder.open(self._releases / str(release)).meta, Manifest)
 
     # -- Redis and disk ---------------------------------------------------------------------------
 
-    def _announce(self, release: int) -> None:
-        """`encoder:<release>` first, then `current`, so that whoever reads the one finds the other."""
-        manifest, encode, step = read_release(self._releases / str(release))
+    def _announce(self, current: int) -> None:
+        """Releases that Redis lacks, then `current`: whoever reads the one finds the other. Old ones go."""
+        numbers, used = _numbers(self._releases), {current, self.oldest_release}
+        kept = {*numbers[: self._config.keep_redis], *used} & set(numbers)
+        for number in sorted(kept - self._there):
+            self._put(number, needed=number == current)
+        manifest = self._manifest(current)
+        self._sink.set_current(Current(current, manifest.generation, manifest.dim), self._epoch)
+        for number in numbers:
+            if number not in kept:
+                self._sink.drop_release(number, self._epoch)
+                self._there.discard(number)
+        for number in numbers[
+            max(KEEP, self._config.keep_redis) : -1
+        ]:  # the first is compared with
+            if number not in kept:
+                shutil.rmtree(self._releases / str(number), ignore_errors=True)
+        self._announced = current
+
+    def _put(self, release: int, *, needed: bool) -> None:
+        """`encoder:<release>`, from disk. One that is damaged there is passed over, unless `needed`."""
+        try:
+            manifest, encode, step = read_release(self._releases / str(release))
+        except ReleaseError as error:
+            if needed:
+                raise
+            log.error("release_damaged", release=release, reason=str(error), next="passed over")
+            return
         text = msgspec.json.encode(manifest).decode()
         graphs: dict[str, Value] = {
             "onnx": encode,
@@ -243,57 +270,9 @@ class Publish:
             "sha256": manifest.encode_sha256,
         }
         self._sink.publish_release(release, manifest.generation, graphs, text, self._epoch)
-        self._sink.set_current(Current(release, manifest.generation, manifest.dim), self._epoch)
-        self._announced = release
-
-    def _prune(self, newest: int) -> None:
-        numbers = sorted((int(p.name) for p in self._releases.glob("[0-9]*")), reverse=True)
-        first, used = numbers[-1], {newest, self.oldest_release}
-        for number in numbers[KEEP:]:
-            if number not in used and number != first:
-                shutil.rmtree(self._releases / str(number), ignore_errors=True)
+        self._there.add(release)
 
 
-def _of_encoder(encoder: "RecurrentEncoder", windows: Windows) -> "Tensor":
-    import torch
-
-    def run(view: "View") -> "Tensor":
-        with torch.no_grad():
-            z_BD: Tensor = encoder.eval()(view).z_BD
-            return z_BD
-
-    return _in_parts(windows, encoder.config.state, run)
-
-
-def _in_parts(windows: Windows, state: int, run: Callable[["View"], Any]) -> "Tensor":
-    """Vectors [B, D] of many windows, a few hundred at a time."""
-    import torch
-
-    from learning.kinds.events import pad, subset
-
-    order = np.argsort(np.diff(windows.offsets), kind="stable")  # like lengths together
-    found = [
-        torch.as_tensor(run(pad(subset(windows, at), state)))
-        for at in np.split(order, np.arange(256, len(order), 256))
-        if len(at)
-    ]
-    vectors = torch.cat(found) if found else torch.zeros(0, 1)
-    return vectors[torch.as_tensor(np.argsort(order))]
-
-
-def _some(windows: Windows, most: int) -> Windows:
-    """The longest `most` windows, so that parity is tried on many rows."""
-    from learning.kinds.events import subset
-
-    return subset(windows, np.argsort(-np.diff(windows.offsets), kind="stable")[:most])
-
-
-def _interface(graph: bytes) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
-    loaded = session(graph, 1)
-
-    def described(found: Any) -> tuple[Input, ...]:
-        return tuple(
-            Input(i.name, i.type.removeprefix("tensor(").rstrip(")"), tuple(i.shape)) for i in found
-        )
-
-    return described(loaded.get_inputs()), described(loaded.get_outputs())
+def _numbers(folder: Path) -> list[int]:
+    """The releases in a folder, newest first."""
+    return sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)

@@ -218,8 +218,9 @@ class App:
                     self._stop.set()
                 case Nothing():
                     pass
-        if "publisher" in self._children:
-            tags = [g.oldest_release for g in self.snapshot().groups if g.oldest_release]
+        groups = self.snapshot().groups
+        if "publisher" in self._children and len(groups) == self._groups:
+            tags = [g.oldest_release for g in groups if g.oldest_release]
             self._children["publisher"].handle.tell("oldest_release", min(tags, default=0))
 
     def _look(self, name: str, child: Child) -> Seen:

@@ -10,8 +10,8 @@ import torch
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
 from actors.encode import CURRENT, ENCODE, STEP, Release
+from actors.graphs import interface
 from actors.group import Group
-from actors.publish import _interface
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
 from actors.snapshot import epoch_of, write_file, write_folder
@@ -49,7 +49,7 @@ def make_release(
         torch.manual_seed(number)
         module = encoders.build(encoder, stream.shape).eval()
     encode, step = export.export(module, {"release": str(number)})
-    (encode_in, encode_out), (step_in, step_out) = _interface(encode), _interface(step)
+    (encode_in, encode_out), (step_in, step_out) = interface(encode), interface(step)
     import hashlib
 
     manifest = Manifest(
@@ -120,6 +120,8 @@ def settle(shard: Shard) -> None:
     """Turns until all is read and nothing is owed."""
     for _ in range(10_000):
         read = shard.turn()
+        if shard.releases._loading is not None:
+            shard.releases._loading.join()
         if not read and all(
             g.phase == "serving" and not g.state.owed.any() and not g.deletions()
             for g in shard.groups.values()

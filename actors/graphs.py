@@ -1,0 +1,61 @@
+"""What the publisher asks of encoders and graphs: vectors of many windows, and a graph's interface."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.encode import session
+from schemas.published import Input
+from schemas.records import Windows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.contract import View
+    from learning.encoders.base import RecurrentEncoder
+
+
+def of_encoder(encoder: "RecurrentEncoder", windows: Windows) -> "Tensor":
+    import torch
+
+    def run(view: "View") -> "Tensor":
+        with torch.no_grad():
+            z_BD: Tensor = encoder.eval()(view).z_BD
+            return z_BD
+
+    return in_parts(windows, encoder.config.state, run)
+
+
+def in_parts(windows: Windows, state: int, run: Callable[["View"], Any]) -> "Tensor":
+    """Vectors [B, D] of many windows, a few hundred at a time."""
+    import torch
+
+    from learning.kinds.events import pad, subset
+
+    order = np.argsort(np.diff(windows.offsets), kind="stable")  # like lengths together
+    found = [
+        torch.as_tensor(run(pad(subset(windows, at), state)))
+        for at in np.split(order, np.arange(256, len(order), 256))
+        if len(at)
+    ]
+    vectors = torch.cat(found) if found else torch.zeros(0, 1)
+    return vectors[torch.as_tensor(np.argsort(order))]
+
+
+def some(windows: Windows, most: int) -> Windows:
+    """The longest `most` windows, so that parity is tried on many rows."""
+    from learning.kinds.events import subset
+
+    return subset(windows, np.argsort(-np.diff(windows.offsets), kind="stable")[:most])
+
+
+def interface(graph: bytes) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
+    loaded = session(graph, 1)
+
+    def described(found: Any) -> tuple[Input, ...]:
+        return tuple(
+            Input(i.name, i.type.removeprefix("tensor(").rstrip(")"), tuple(i.shape)) for i in found
+        )
+
+    return described(loaded.get_inputs()), described(loaded.get_outputs())
