@@ -1,0 +1,186 @@
+"""The learner's process: what it takes, what it snapshots, what it skips when restored."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from actors.learn import Learn, Part
+from actors.publish import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
+from actors.snapshot import Folder, folders
+from learning.config import GruConfig, LearnerConfig, ReplayConfig
+from schemas.errors import SnapshotError
+from schemas.records import Windows
+from tests.learning.streams import random_windows
+from tests.services import ENCODER, STREAM
+
+SHAPE = STREAM.shape
+CONFIG = LearnerConfig(
+    batch_entities=8,
+    min_entities=8,
+    updates_per_record=1.0,
+    warmup_updates=2,
+    queue_bytes=1 << 16,
+    replay=ReplayConfig(max_bytes=1 << 20),
+)
+RELEASE = ReleaseConfig(first_s=5.0, every_s=60.0, every_updates=3)
+
+
+class FakeClock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def learn(folder: Path, clock: FakeClock | None = None, epoch: int = 1, **changed: object) -> Learn:
+    encoder = changed.pop("encoder", ENCODER)
+    config = LearnerConfig(**{n: getattr(CONFIG, n) for n in CONFIG.__struct_fields__} | changed)
+    return Learn(config, encoder, SHAPE, folder, epoch, RELEASE, clock or FakeClock())  # type: ignore[arg-type]
+
+
+def windows(seed: int, entities: int = 40) -> Windows:
+    return random_windows(np.random.default_rng(seed), entities, SHAPE, ENCODER.window)
+
+
+def part(position: int, seed: int = 0, group: int = 0, entities: int = 40) -> Part:
+    return group, [position], windows(seed, entities)
+
+
+def saved(folder: Path, file: str) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load(Folder.open(folders(folder)[0]).read(file))
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folders(folder)]
+
+
+def test_it_waits_for_enough_to_learn_from(tmp_path: Path) -> None:
+    learner = learn(tmp_path)
+    assert not learner.turn()
+    learner.offer([part(5, entities=3)])
+    assert not learner.turn()
+    assert learner.stats().received == 3
+    learner.offer([part(9)])
+    assert learner.turn()
+    assert learner.stats().updates == 1
+    assert learner.stats().progress == 3
+
+
+def test_it_snapshots_when_a_release_is_due(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock)
+    learner.offer([part(5)])
+    for _ in range(4):
+        learner.turn()
+    assert not names(tmp_path), "not so soon"
+    clock.now += 5.0
+    learner.turn()
+    assert names(tmp_path) == ["1-1"]
+    assert learner.stats().snapshot == "1-1"
+    clock.now += 59.0
+    learner.turn()
+    assert learner.stats().snapshot_age_s == 59.0
+    clock.now += 1.0
+    learner.turn()
+    assert names(tmp_path) == ["1-1"], "too few updates since"
+    learner.turn()
+    assert names(tmp_path) == ["1-2", "1-1"]
+    assert set(saved(tmp_path, ENCODER_FILE)) >= {"out.weight", "fields.mean"}
+    assert Folder.open(folders(tmp_path)[0]).meta["updates"] == 8
+
+
+def test_what_is_new_is_saved_at_the_end(tmp_path: Path) -> None:
+    learner = learn(tmp_path)
+    learner.offer([part(5)])
+    turns = iter([False, False, True])
+    learner.run(lambda: next(turns))
+    assert Folder.open(folders(tmp_path)[0]).meta["updates"] == 2
+    learner.run(lambda: True)
+    assert names(tmp_path) == ["1-1"], "nothing is new"
+
+
+def test_a_restored_one_continues(tmp_path: Path) -> None:
+    first = learn(tmp_path)
+    first.offer([part(5), part(7, seed=1, group=1)])
+    turns = iter([False] * 4 + [True])
+    first.run(lambda: next(turns))
+    second = learn(tmp_path, epoch=2)
+    assert second.stats().updates == first.stats().updates == 4
+    for learner in (first, second):
+        assert learner.turn()
+    assert second.stats().gradient_norm == first.stats().gradient_norm
+    second.run(lambda: True)
+    assert names(tmp_path) == ["2-2", "1-1"], "the newest, whatever the epochs"
+
+
+def test_a_restored_one_skips_what_it_has_learnt_from(tmp_path: Path) -> None:
+    first = learn(tmp_path)
+    first.offer([part(5), part(7, seed=1, group=1)])
+    first.turn()
+    first.run(lambda: True)
+    second = learn(tmp_path, epoch=2)
+    second.offer([part(5), part(6, seed=2), part(7, seed=1, group=1), part(1, group=2)])
+    second.turn()
+    assert second.stats().skipped == {"stale": 80}
+    assert second.stats().received == 80
+
+
+def test_a_full_inbox_says_so_and_takes_nothing(tmp_path: Path) -> None:
+    learner = learn(tmp_path)
+    large = part(5, entities=600)
+    assert large[2].nbytes > 1 << 16
+    assert learner.offer([large]), "one is taken whatever its size, or it would never be"
+    assert not learner.offer([part(6, entities=1)])
+    learner.turn()
+    assert learner.stats().received == 600
+    assert learner.offer([part(6, entities=1)])
+
+
+def test_the_deleted_leave_the_replay(tmp_path: Path) -> None:
+    learner = learn(tmp_path, held_out_share=0.0)
+    taken = part(5)
+    gone = int(taken[2].entity[3])
+    learner.offer([taken])
+    learner.turn()
+    learner.forget([gone])
+    learner.turn()
+    learner.run(lambda: True)
+    resident = saved(tmp_path, RESIDENT_FILE)["entity"]
+    assert len(resident) == 39
+    assert gone not in resident
+
+
+def test_a_snapshot_that_fails_is_counted_and_stops_nothing(tmp_path: Path) -> None:
+    learner = learn(tmp_path / "learner")
+    learner.offer([part(5)])
+    learner.turn()
+    (tmp_path / "learner").write_text("in the way")
+    learner.run(lambda: True)
+    assert learner.stats().snapshot_failures == 1
+    assert learner.stats().snapshot == ""
+    assert learner.turn()
+
+
+def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    learner = learn(tmp_path)
+    learner.offer([part(5)])
+    for _ in range(2):
+        learner.turn()
+        learner.run(lambda: True)
+    file = tmp_path / "1-2" / "learner.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert learn(tmp_path, epoch=2).stats().updates == 1
+    (tmp_path / "1-1" / "manifest.json").unlink()
+    with pytest.raises(SnapshotError, match="move the folder away to learn anew"):
+        learn(tmp_path, epoch=3)
+
+
+def test_another_encoder_does_not_start_over_in_silence(tmp_path: Path) -> None:
+    learner = learn(tmp_path)
+    learner.offer([part(5)])
+    learner.turn()
+    learner.run(lambda: True)
+    with pytest.raises(SnapshotError, match="can be used"):
+        learn(tmp_path, encoder=GruConfig(dim=4, hidden=4, window=8, category_dim=4, bucket_bits=6))

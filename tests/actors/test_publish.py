@@ -1,0 +1,264 @@
+"""Releases from real snapshots of a learner, into real Redis: only proven ones, and always announced."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import redis
+import safetensors.torch
+
+from actors.encode import Release, current_release
+from actors.graphs import in_parts
+from actors.learn import Learn
+from actors.publish import RESIDENT_FILE, Publish, ReleaseConfig
+from actors.redis_client import RedisConfig
+from actors.redis_sink import RedisSink
+from actors.snapshot import Folder
+from daemon import servers
+from learning import compatibility, encoders, export
+from learning.config import LearnerConfig
+from schemas.errors import ReleaseError
+from schemas.published import Manifest, current_key, encoder_key, releases_key
+from schemas.records import F32, Windows
+from tests.learning.streams import random_windows
+from tests.services import ENCODER, STREAM
+
+SHAPE = STREAM.shape
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four snapshots, of learners whose weights have nothing in common."""
+    found = []
+    for seed in range(4):
+        folder = tmp_path_factory.mktemp("learner")
+        config = LearnerConfig(
+            batch_entities=8, min_entities=8, updates_per_record=1.0, warmup_updates=2, seed=seed
+        )
+        learner = Learn(config, ENCODER, SHAPE, folder, seed + 1, ReleaseConfig())
+        windows = random_windows(np.random.default_rng(0), 300, SHAPE, ENCODER.window)
+        learner.offer([(0, [1], windows)])
+        for _ in range(3):
+            learner.turn()
+        learner.run(lambda: True)
+        found.append(folder / f"{seed + 1}-1")
+    return found
+
+
+class Service:
+    """A state folder whose learner snapshots on demand, and the publisher that watches it."""
+
+    def __init__(self, root: Path, learned: list[Path], url: str) -> None:
+        self.root, self._learned, self._url = root, learned, url
+        self.sink = RedisSink(RedisConfig(url=url, timeout_s=1.0, retry_first_s=1e-9), root.name)
+        self.start()
+
+    def start(self, **config: float) -> None:
+        given = ReleaseConfig(**config)  # type: ignore[arg-type]
+        self.publish = Publish(self.root, STREAM, ENCODER, given, self.sink, 1, lambda: 1e9)
+        self.publish.oldest_release = 0
+
+    def snapshot(self, number: int) -> None:
+        to = self.root / "learner" / self._learned[number].name
+        shutil.copytree(self._learned[number], to)
+
+    def turns(self, count: int = 2) -> None:
+        """One releases, the next one tells Redis."""
+        for _ in range(count):
+            self.publish.turn()
+
+    def release(self, number: int) -> None:
+        self.snapshot(number)
+        self.turns()
+
+    @property
+    def current(self) -> int:
+        return current_release(self.root / "releases")
+
+    def manifest(self, release: int) -> Manifest:
+        return msgspec.convert(Folder.open(self.root / "releases" / str(release)).meta, Manifest)
+
+    def vectors(self, release: int, windows: Windows) -> F32:
+        loaded = Release.load(self.root / "releases" / str(release)).encode_session
+        found = in_parts(windows, ENCODER.state, lambda view: export.run(loaded, view)[0])
+        return found.numpy()  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def make(tmp_path: Path, stream: str, learned: list[Path]) -> Iterator[Callable[[str], Service]]:
+    made: list[Service] = []
+
+    def service(url: str) -> Service:
+        made.append(Service(tmp_path / stream, learned, url))
+        return made[-1]
+
+    yield service
+    for each in made:
+        each.sink.close()
+
+
+@pytest.fixture
+def service(make: Callable[[str], Service], database: redis.Redis, redis_server: str) -> Service:
+    return make(redis_server)
+
+
+def entries(client: redis.Redis, stream: str) -> list[tuple[bytes, bytes]]:
+    return [(e[b"release"], e[b"kind"]) for _, e in client.xrange(releases_key(stream))]  # type: ignore[union-attr]
+
+
+def test_the_first_release(service: Service, database: redis.Redis, stream: str) -> None:
+    service.turns()
+    assert service.current == 0
+    assert not database.exists(current_key(stream))
+    service.snapshot(0)
+    service.publish.turn()
+    assert service.current == 1
+    service.publish.turn()
+    assert database.hgetall(current_key(stream)) == {
+        b"release": b"1", b"generation": b"1", b"dim": b"8", b"dtype": b"float32", b"epoch": b"1",
+    }  # fmt: skip
+    assert entries(database, stream) == [(b"1", b"release")]
+    found = database.hgetall(encoder_key(stream, 1))
+    assert set(found) == {b"onnx", b"step_onnx", b"sha256", b"generation", b"manifest"}  # type: ignore[arg-type]
+    manifest = service.manifest(1)
+    assert msgspec.json.decode(found[b"manifest"], type=Manifest) == manifest  # type: ignore[index]
+    assert (manifest.stream, manifest.snapshot, manifest.updates) == (stream, "1-1", 3)
+    assert manifest.fields == STREAM.field
+    assert [(g.name, g.ok) for g in manifest.gates] == [("parity", True)]
+    assert manifest.overlap_previous is None
+    stats = service.publish.stats()
+    assert (stats.release, stats.generation, stats.releases, stats.sink_up) == (1, 1, 1, True)
+    service.turns(5)
+    assert service.current == 1, "a snapshot is released once"
+    assert entries(database, stream) == [(b"1", b"release")]
+
+
+def test_the_second_is_rotated_onto_the_first(service: Service, learned: list[Path]) -> None:
+    """They were learnt apart, from other weights: without the rotation nothing would agree."""
+    service.release(0)
+    service.release(1)
+    overlap = service.manifest(2).overlap_previous
+    assert overlap is not None
+    assert overlap.release == 1
+    assert overlap.entities > 10
+    resident = Windows.of_arrays(Folder.open(learned[1]).tensors(RESIDENT_FILE))
+    first, second = (service.vectors(n, resident) for n in (1, 2))
+    np.testing.assert_allclose(np.linalg.norm(second, axis=1), 1.0, atol=1e-5)
+    encoder = encoders.build(ENCODER, SHAPE)
+    state = Folder.open(learned[1]).read("encoder.safetensors")
+    encoder.load_state_dict(safetensors.torch.load(state))
+    unrotated = compatibility.embed(encoder, resident).numpy()
+    cosine = float((first * second).sum(1).mean())
+    assert cosine > float((first * unrotated).sum(1).mean()) + 0.2
+    assert overlap.cosine == pytest.approx(cosine, abs=0.2), "on entities it was not fitted on"
+    service.release(2)
+    overlap = service.manifest(3).overlap_first
+    assert overlap is not None
+    assert overlap.release == 1
+    assert service.publish.stats().overlap_neighbours > 0
+
+
+def test_what_fails_parity_keeps_the_old_one_and_is_left_for_inspection(
+    service: Service, database: redis.Redis, stream: str
+) -> None:
+    service.release(0)
+    service.start(parity=1e-12)
+    service.release(1)
+    service.release(2)
+    assert service.current == 1
+    assert database.hget(current_key(stream), "release") == b"1"
+    assert service.publish.stats().refused == {"parity": 2}
+    refused = service.root / "releases" / "refused"
+    assert sorted(path.name for path in refused.iterdir()) == ["2", "3"]
+    assert Release.load(refused / "3").manifest.gates[0].ok is False
+    service.start()
+    service.release(3)
+    assert service.current == 4, "a refused number is not given again"
+    assert entries(database, stream) == [(b"1", b"release"), (b"4", b"release")]
+
+
+def test_a_snapshot_that_cannot_be_exported_keeps_the_old_one(service: Service) -> None:
+    service.release(0)
+    service.snapshot(1)
+    (service.root / "learner" / "2-1" / "encoder.safetensors").write_bytes(b"")
+    service.turns()
+    assert service.current == 1
+    assert service.publish.stats().refused == {"export": 1}
+    service.release(2)
+    assert service.current == 2
+
+
+def test_it_waits_until_no_group_carries_an_older_one(service: Service) -> None:
+    service.publish.oldest_release = -1
+    service.release(0)
+    assert service.current == 0, "the groups have not said yet what they carry"
+    service.publish.oldest_release = 0
+    service.turns()
+    service.publish.oldest_release = 1
+    service.release(1)
+    assert service.current == 2
+    service.release(2)
+    assert service.current == 2, "some group's state still carries release 1"
+    service.publish.oldest_release = 2
+    service.turns()
+    assert service.current == 3
+
+
+def test_redis_keeps_the_newest_and_the_disk_follows(
+    service: Service, database: redis.Redis, stream: str
+) -> None:
+    service.start(keep_redis=2)
+    for number in range(4):
+        service.release(number)
+    kept = [n for n in range(1, 5) if database.exists(encoder_key(stream, n))]
+    assert kept == [3, 4]
+    assert (service.root / "releases" / "1").exists(), "later ones are compared with the first"
+
+
+def test_a_redis_that_came_back_empty_is_told_again(
+    make: Callable[[str], Service], tmp_path: Path, stream: str
+) -> None:
+    with servers.redis_server(tmp_path / "redis") as server:
+        service = make(f"redis://{server.address}")
+        service.release(0)
+        service.release(1)
+        server.kill()
+        service.turns()
+        assert not service.publish.stats().sink_up
+        service.release(2)
+        assert service.current == 3, "releases go on without Redis"
+        server.start()
+        service.turns()
+        assert service.publish.stats().sink_up
+        with closing(redis.Redis.from_url(f"redis://{server.address}")) as client:
+            assert client.hget(current_key(stream), "release") == b"3"
+            assert all(client.exists(encoder_key(stream, n)) for n in (1, 2, 3))
+            server.kill()  # and again, while it is being told
+            server.start()
+            service.turns()
+            assert client.hget(current_key(stream), "release") == b"3"
+
+
+def test_a_new_publisher_goes_on_where_the_last_stopped(
+    service: Service, database: redis.Redis, stream: str
+) -> None:
+    service.release(0)
+    database.delete(current_key(stream))
+    service.start()
+    service.turns()
+    assert database.hget(current_key(stream), "release") == b"1"
+    assert service.current == 1, "the snapshot it came from is known from the manifest"
+    assert service.publish.stats().generation == 1
+
+
+def test_a_harmed_current_release_is_not_announced(service: Service) -> None:
+    service.release(0)
+    file = service.root / "releases" / "1" / "encode.onnx"
+    file.write_bytes(file.read_bytes()[:-1])
+    service.start()
+    with pytest.raises(ReleaseError, match="truncated or altered"):
+        service.turns()
