@@ -94,6 +94,13 @@ class VicregConfig(SliceBase, frozen=True, forbid_unknown_fields=True, tag="vicr
     expander: Annotated[int, Meta(ge=2)] = 256
 
 
+class BagConfig(SliceBase, frozen=True, forbid_unknown_fields=True, tag="bag"):
+    """Prediction, from a slice's vector, of the categories in the entity's other slices."""
+
+    weight: Positive = 0.1
+    bucket_bits: Annotated[int, Meta(ge=1, le=16)] = 10  # of the predicted category, its lowest
+
+
 class MlemConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="mlem"):
     """Prediction of the next event: a generative head beside another objective, or alone."""
 
@@ -103,7 +110,7 @@ class MlemConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="ml
     bucket_bits: Annotated[int, Meta(ge=1, le=16)] = 8  # of the predicted category, its lowest
 
 
-ObjectiveConfig = ColesConfig | VicregConfig | MlemConfig
+ObjectiveConfig = ColesConfig | VicregConfig | BagConfig | MlemConfig
 
 
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,8 @@
 """Objectives by the type of their settings. A new one: its file, its config, a line here."""
 
-from learning.config import ColesConfig, EncoderConfig, ObjectiveConfig, VicregConfig
+from learning.config import BagConfig, ColesConfig, EncoderConfig, ObjectiveConfig, VicregConfig
 from learning.contract import Objective
+from learning.objectives.bag import Bag
 from learning.objectives.coles import Coles
 from learning.objectives.mlem import Mlem
 from learning.objectives.vicreg import Vicreg
@@ -14,4 +15,6 @@ def build(config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape) -> Obje
         return Coles(config)
     if isinstance(config, VicregConfig):
         return Vicreg(config, encoder.dim)
+    if isinstance(config, BagConfig):
+        return Bag(config, shape, encoder.dim)
     return Mlem(config, shape, encoder.hidden)

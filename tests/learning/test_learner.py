@@ -6,6 +6,7 @@ import safetensors.torch
 import torch
 
 from learning.config import (
+    BagConfig,
     ColesConfig,
     GruConfig,
     LearnerConfig,
@@ -26,7 +27,12 @@ from tests.learning.streams import random_windows
 SHAPE = Shape(2, 1)
 SMALL = {"dim": 8, "hidden": 12, "window": 16, "category_dim": 3, "bucket_bits": 5}
 ENCODERS = [GruConfig(**SMALL), LinearRecurrenceConfig(**SMALL)]
-ALL = (ColesConfig(slices=3), VicregConfig(slices=3, expander=16), MlemConfig(bucket_bits=3))
+ALL = (
+    ColesConfig(slices=3),
+    VicregConfig(slices=3, expander=16),
+    BagConfig(slices=3, bucket_bits=3),
+    MlemConfig(bucket_bits=3),
+)
 CONFIG = LearnerConfig(
     objective=ALL,
     batch_entities=16,

@@ -4,10 +4,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from learning.config import BagConfig
+from learning.contract import Batch, Output
+from learning.objectives.bag import Bag, bag_loss
 from learning.objectives.coles import coles_loss
 from learning.objectives.mlem import category_loss, number_loss
 from learning.objectives.vicreg import vicreg_loss
 from learning.quality import alignment, effective_rank, uniformity
+from schemas.records import Shape
 
 G = torch.Generator().manual_seed(0)
 
@@ -54,6 +58,45 @@ def test_vicreg_is_the_paper_s():
         expected += 25 * np.maximum(0, 1 - deviation).mean() / 2
         expected += (cov**2).sum() / 5 - (np.diag(cov) ** 2).sum() / 5
     assert np.isclose(float(vicreg_loss(a, b, (25.0, 25.0, 1.0))), expected, rtol=1e-5)
+
+
+def test_a_bag_is_foretold_word_by_word():
+    logits = torch.randn(3, 2, 4, generator=G)
+    bags = [[[0, 0, 3], [1]], [[2], []], [[], [3, 1]]]
+    counts, each = torch.zeros(3, 2, 4), []
+    for m, f in np.ndindex(3, 2):
+        words = bags[m][f]
+        counts[m, f] = torch.bincount(torch.tensor(words, dtype=torch.int64), minlength=4)
+        if words:
+            p = logits[m, f].softmax(-1)
+            each.append(torch.stack([-p[w].log() for w in words]).mean())
+    torch.testing.assert_close(bag_loss(logits, counts), torch.stack(each).mean())
+    assert bag_loss(logits, torch.zeros(3, 2, 4)) == 0
+
+
+def test_a_slice_foretells_the_others_and_not_itself():
+    shape = Shape(0, 1)
+    objective = Bag(BagConfig(slices=2, bucket_bits=2), shape, 4)
+    z = unit(4, 4)
+    view = {
+        "categories": torch.tensor([[5, 6, 6], [3, 3, 3], [0, 1, 2], [4, 4, 4]])[..., None],
+        "missing": torch.tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]).bool()[..., None],
+        "valid_BT": torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]]).bool(),
+    }
+    index = {"entity_B": torch.tensor([7, 8]), "owner_M": torch.tensor([0, 0, 1, 1])}
+    encode = lambda _: Output(z, z, {})  # noqa: E731
+    loss, _ = objective(encode, encode, Batch({"slices": view}, index, {}, 0))
+    others = torch.tensor([[0, 0, 0, 3], [0, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]).float()
+    expected = bag_loss(objective.head(z * 2)[:, None], others[:, None])
+    torch.testing.assert_close(loss, expected)
+    assert (
+        float(
+            Bag(BagConfig(), Shape(2, 0), 4)(encode, encode, Batch({"slices": view}, index, {}, 0))[
+                0
+            ]
+        )
+        == 0
+    )
 
 
 def test_next_event_losses_count_only_what_is_there():
