@@ -8,7 +8,7 @@ from threading import Thread
 import numpy as np
 import structlog
 
-from actors.encode import Release, current_release
+from actors.encode import Release, current_swap
 from actors.state import State, Touched
 from schemas.errors import ReleaseError
 from schemas.records import F32, I64, Bool, Shape, contributions
@@ -18,13 +18,16 @@ log = structlog.get_logger()
 
 
 class Releases:
-    """The releases that entities' states may carry, loaded; `current` is the one to encode with."""
+    """The releases that entities' states may carry, loaded; `current` is the one to encode with.
+
+    `swap` counts how often the service's current release has changed, up to the one here."""
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self.threads = folder, threads
         self.current: Release | None = None
+        self.swap = 0
         self._loaded: dict[int, Release | None] = {}
-        self._next: Release | None = None
+        self._next: tuple[Release, int] | None = None
         self._loading: Thread | None = None
         self._refused = 0
 
@@ -33,23 +36,22 @@ class Releases:
         if self._loading is not None and self._loading.is_alive():
             return False
         if self._next is not None:
-            self.current, self._next = self._next, None
+            (self.current, self.swap), self._next = self._next, None
             self._loaded[self.current.number] = self.current
             return True
-        wanted = current_release(self.folder)
-        serving = self.current.number if self.current else 0
-        if wanted not in (0, serving, self._refused):
-            self._loading = Thread(target=self._load, args=(wanted,), daemon=True)
+        wanted, swap = current_swap(self.folder)
+        if swap not in (self.swap, self._refused):
+            self._loading = Thread(target=self._load, args=(wanted, swap), daemon=True)
             self._loading.start()
         return False
 
-    def _load(self, number: int) -> None:
+    def _load(self, number: int, swap: int) -> None:
         try:
             release = Release.load(self.folder / str(number), self.threads)
             self._warm(release)
-            self._next = release
+            self._next = release, swap
         except ReleaseError as error:
-            self._refused = number
+            self._refused = swap
             log.error(
                 "release_refused",
                 release=number,

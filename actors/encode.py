@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from actors.snapshot import Folder
+from actors.snapshot import Folder, write_file
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
 from schemas.records import F32, F64, I64, Rows
@@ -19,12 +19,22 @@ CURRENT = "current"
 ENCODE, STEP = "encode.onnx", "step.onnx"
 
 
-def current_release(releases: Path) -> int:
-    """The number of the release to serve; 0 before the first."""
+def current_swap(releases: Path) -> tuple[int, int]:
+    """The release to serve and how often that has changed; zeros before the first."""
     try:
-        return int((releases / CURRENT).read_text())
+        release, swap = (releases / CURRENT).read_text().split()
+        return int(release), int(swap)
     except (OSError, ValueError):
-        return 0
+        return 0, 0
+
+
+def current_release(releases: Path) -> int:
+    return current_swap(releases)[0]
+
+
+def set_current(releases: Path, release: int) -> None:
+    """Names the release to serve; shards look here."""
+    write_file(releases / CURRENT, f"{release} {current_swap(releases)[1] + 1}".encode())
 
 
 def read_release(folder: Path) -> tuple[Manifest, bytes, bytes]:

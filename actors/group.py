@@ -5,24 +5,26 @@ that Redis has seen; `waiting` before the first release; `serving`. In all but t
 state and nothing is written: their entities are *owed*, and written once when serving begins."""
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
 
 from actors.decode import BadRecord, Decoder
 from actors.embed import Releases, embed, encode_anew
+from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
 from actors.state import State, Touched
 from schemas.errors import SnapshotError
-from schemas.records import I64, Decoded, Rows, Shape
+from schemas.records import I64, OFFSET_BITS, Decoded, Rows, Shape
 from schemas.stats import GroupStats
 
 log = structlog.get_logger()
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
 
 @dataclass(slots=True)
@@ -33,8 +35,11 @@ class Group:
     state: State
     positions: list[int]
     folder: Path
+    fields: tuple[str, ...] = ()
+    partitions: int = 0  # of each topic, where entities are checked to belong here; 0: unchecked
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
+    swap: int = 0  # up to which swap of releases `state.owed` tells what Redis lacks
     owed_deletions: dict[str, None] = field(default_factory=dict)
     queue: I64 = field(
         default_factory=lambda: np.zeros(0, np.int64)
@@ -54,30 +59,31 @@ class Group:
         folder: Path,
         shape: Shape,
         sizes: tuple[int, int, int],
+        fields: Sequence[str] = (),
     ) -> "Group":
         """Restores the newest snapshot that verifies. `positions` is empty where there is none.
 
-        sizes: window L, hidden H, slots E."""
+        sizes: window L, hidden H, slots E. fields: names of the columns, numbers first."""
         window, hidden, slots = sizes
 
         def load(found: Folder) -> Group:
-            if found.meta["topics"] != list(topics):
-                raise SnapshotError(
-                    f"{found.path} is of the topics {found.meta['topics']}, the settings name {list(topics)}. "
-                    "They may not change over a snapshot: set them back, or start a stream of another name."
-                )
+            for what, now in (("topics", list(topics)), ("fields", list(fields))):
+                if found.meta[what] != now:
+                    raise SnapshotError(
+                        f"{found.path} has the {what} {found.meta[what]}, the settings name {now}. They may "
+                        "not change over a snapshot: set them back, or start a stream of another name."
+                    )
             state = State(shape, window, hidden, slots)
             positions = restore(found, state)
             owed = dict.fromkeys(found.meta["owed_deletions"])
-            return cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
+            group = cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
+            group.swap = found.meta["swap"]
+            return group
 
         group = newest(folder, load)
-        if group is None and folders(folder):
-            raise SnapshotError(
-                f"none of the snapshots in {folder} can be used; the log says why of each. Mend it, or move "
-                "the folder away to read the group again from source.start."
-            )
-        return group or cls(number, epoch, topics, State(shape, window, hidden, slots), [], folder)
+        group = group or cls(number, epoch, topics, State(shape, window, hidden, slots), [], folder)
+        group.fields = tuple(fields)
+        return group
 
     # -- phases -----------------------------------------------------------------------------------
 
@@ -116,7 +122,31 @@ class Group:
             batch.topic, batch.offsets, batch.timestamps_ms, batch.keys, batch.values
         )
         self.positions[batch.topic] = max(position, batch.next_offset)
+        if self.partitions > 1 and decoded.entities:
+            decoded, misplaced = self._misplaced(batch, decoded)
+            bad = [*bad, *misplaced]
         return batch, decoded, bad
+
+    def _misplaced(self, batch: Batch, decoded: Decoded) -> tuple[Decoded, list[BadRecord]]:
+        """Records whose entity belongs to another partition: its owner would not see them."""
+        belongs = partitions_of(decoded.entities, self.partitions)
+        keep = belongs == self.number
+        if keep.all():
+            return decoded, []
+        at = np.searchsorted(batch.offsets, decoded.rows.position & OFFSET_MASK)
+        bad = [
+            BadRecord(
+                int(at[i]),
+                "misplaced",
+                f"the entity {decoded.entities[i]!r} belongs to partition {belongs[i]}, this is "
+                f"{self.number}: key the topic by entity with Kafka's default partitioner (murmur2), or "
+                "set source.check_partition = false if all topics are dealt by another one.",
+            )
+            for i in np.flatnonzero(~keep).tolist()
+        ]
+        kept = list(itertools.compress(decoded.entities, keep.tolist()))
+        columns = decoded.rows.take(keep), kept, decoded.deleted[keep], decoded.timestamp_ms[keep]
+        return Decoded(*columns), bad
 
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
@@ -190,20 +220,34 @@ class Group:
         for name in deletions:
             self.owed_deletions.pop(name, None)
 
-    def owe_release(self, current: int, everything: bool = False) -> None:
-        """After a swap, or when Redis came back empty: resident entities are to be written (again)."""
+    def owe_release(self, current: int, swap: int) -> None:
+        """After a swap, resident entities of another release are to be written again.
+
+        All of them where this is not the next swap after the one that the state knows of: what came
+        between may have been written over in Redis by a process whose memory of it is gone."""
         n = len(self.state.names)
         resident = self.state.placed[:n] > 0
-        self.state.owed[:n] |= (
-            resident if everything else resident & (self.state.tag[:n] != current)
-        )
+        known = swap - self.swap in (0, 1)
+        self.state.owed[:n] |= resident & ((self.state.tag[:n] != current) | (not known))
+        self.swap = swap
+        self.queue = np.zeros(0, np.int64)
+
+    def owe_everything(self) -> None:
+        """Redis came back empty or older."""
+        n = len(self.state.names)
+        self.state.owed[:n] = self.state.placed[:n] > 0
         self.queue = np.zeros(0, np.int64)
 
     # -- snapshots --------------------------------------------------------------------------------
 
-    def begin_snapshot(self, before_commit: Any, fields: dict[str, Any]) -> None:
+    def begin_snapshot(self, before_commit: Callable[[], None]) -> None:
         n = 1 + max((int(p.name.split("-")[1]) for p in folders(self.folder)[:1]), default=0)
-        meta = fields | {"topics": list(self.topics), "owed_deletions": list(self.owed_deletions)}
+        meta = {
+            "fields": list(self.fields),
+            "topics": list(self.topics),
+            "owed_deletions": list(self.owed_deletions),
+            "swap": self.swap,
+        }
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
         )

@@ -49,10 +49,15 @@ class DeadLetters(Protocol):
     def flush(self) -> None:
         """Raises SourceDown where some are not durable."""
 
+    def close(self) -> None: ...
+
 
 class LearnerPort(Protocol):
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         """Windows cut when the group stood at `positions`. False: full, and nothing was taken."""
+
+    def poll(self) -> None:
+        """Time passed: what was taken goes out, also when nothing more comes."""
 
     def forget(self, entities: list[int]) -> None:
         """Deleted entities (category_hash of their names) leave the replay."""

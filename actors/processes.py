@@ -56,14 +56,6 @@ class Spec(msgspec.Struct, frozen=True):
     def releases(self) -> Path:
         return self.root / "releases"
 
-    @property
-    def fields(self) -> dict[str, Any]:
-        """What a snapshot's manifest says of the records in it."""
-        return {
-            "fields": [f.name for f in self.stream.numbers]
-            + [f.name for f in self.stream.categories]
-        }
-
 
 @dataclass
 class Status:
@@ -138,8 +130,10 @@ class ShardProcess(Worker):
         lease = next(iter(self._groups.values())) >> 20
         checked = 0.0
 
-        def stop() -> bool:
+        def stop() -> bool:  # asked at each turn
             nonlocal checked
+            if self.learner is not None:
+                self.learner.poll()
             if time.monotonic() - checked > 1.0:
                 checked = time.monotonic()
                 if newest_epoch(self._spec.root) > lease:
@@ -167,9 +161,13 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
             spec.root / f"group-{number}",
             shape,
             (window, hidden, slots),
+            spec.stream.columns,
         )
         for number, epoch in sorted(groups.items())
     ]
+    if spec.source.checks_partition:
+        for group in opened:
+            group.partitions = spec.groups
     ports = Ports(
         source,
         make_decoder(spec.stream, spec.decode),
@@ -178,7 +176,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         Releases(spec.releases, spec.shard.threads),
         learner,
     )
-    return Shard(spec.shard, opened, ports, spec.fields)
+    return Shard(spec.shard, opened, ports)
 
 
 class LearnProcess(Worker):

@@ -11,15 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
-import safetensors.torch
 import structlog
 from msgspec import Meta
 
-from actors.encode import CURRENT, ENCODE, STEP, current_release, read_release, session
+from actors.encode import (
+    ENCODE,
+    STEP,
+    current_release,
+    read_release,
+    session,
+    set_current,
+)
 from actors.graphs import in_parts, interface, of_encoder, some
 from actors.redis_sink import RedisSink
 from actors.sink import Current, Value
-from actors.snapshot import Folder, folders, write_file, write_folder
+from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
@@ -134,12 +140,13 @@ class Publish:
                 shutil.rmtree(self._refused / str(old), ignore_errors=True)
             return
         self._stats.export_s = time.monotonic() - began
-        write_file(self._releases / CURRENT, str(number).encode())
+        set_current(self._releases, number)
         self._stats.releases += 1
         log.info("released", release=number, updates=manifest.updates, seconds=self._stats.export_s)
 
     def _build(self, snapshot: Folder, number: int, current: int) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
+        import safetensors.torch  # not above: shards and commands import this file, and need no torch
         import torch
 
         from learning import compatibility, export

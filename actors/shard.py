@@ -9,7 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -76,14 +76,13 @@ class Budget:
 
 
 class Shard:
-    """`groups` are opened and unstarted; `fields` goes into every snapshot's manifest."""
+    """`groups` are opened and unstarted."""
 
     def __init__(
         self,
         config: ShardConfig,
         groups: list[Group],
         ports: Ports,
-        fields: dict[str, Any],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -91,7 +90,7 @@ class Shard:
         self.source, self.decoder, self.sink = ports.source, ports.decoder, ports.sink
         self.dead_letters, self.releases = ports.dead_letters, ports.releases
         self.learner, source = ports.learner, ports.source
-        self._fields, self._clock, self._wall = fields, clock, wall
+        self._clock, self._wall = clock, wall
         self._stats = ShardStats(source_up=True)
         self._reported = ShardStats()
         self._reported_at = -1.0
@@ -205,7 +204,7 @@ class Shard:
                     log.warning("redis_replaced", next="every resident entity is written again")
                     for group in self.groups.values():
                         group.phase = "starting"
-                        group.owe_release(0, everything=True)
+                        group.owe_everything()
                     starting = list(self.groups.values())
             for group in starting:
                 group.raise_fence(self.sink)
@@ -223,7 +222,7 @@ class Shard:
         began = self._clock()
         assert self.releases.current is not None
         for group in self.groups.values():
-            group.owe_release(self.releases.current.number)
+            group.owe_release(self.releases.current.number, self.releases.swap)
             group.advance(released=True)
         self._observe(self._stats.swap_pause, self._clock() - began)
         log.info("release_adopted", release=self.releases.current.number)
@@ -281,10 +280,12 @@ class Shard:
                 elif group.snapshot.turn(group.positions):
                     self._observe(self._stats.snapshot_pause, self._clock() - began)
                 return
-        due = min(self._due, key=lambda number: self._due[number], default=None)
+        # not while slabs are ahead of the positions: a new one would not say of whom
+        caught_up = [n for n, group in self.groups.items() if group.state.marks is None]
+        due = min(caught_up, key=lambda number: self._due[number], default=None)
         if due is not None and self._clock() >= self._due[due]:
             self._due[due] = self._clock() + self.config.snapshot_every_s
-            self.groups[due].begin_snapshot(self.dead_letters.flush, self._fields)
+            self.groups[due].begin_snapshot(self.dead_letters.flush)
 
     def _end_snapshot(self, group: Group) -> None:
         snapshot, group.snapshot = group.snapshot, None
@@ -306,7 +307,9 @@ class Shard:
         """A last snapshot of every group, then all is closed."""
         for group in self.groups.values():
             self._finish_snapshot(group)  # the one under way is older than what was taken since
-            group.begin_snapshot(self.dead_letters.flush, self._fields)
+            if group.state.marks is not None:
+                continue  # still catching up: the snapshot it was restored from is as good
+            group.begin_snapshot(self.dead_letters.flush)
             self._finish_snapshot(group)
         self._report(force=True)
         self.close()
@@ -320,6 +323,7 @@ class Shard:
 
     def close(self) -> None:
         self.source.close()
+        self.dead_letters.close()
         self.sink.close()
 
     # -- stats ------------------------------------------------------------------------------------

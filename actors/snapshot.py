@@ -139,17 +139,21 @@ def folders(root: Path) -> list[Path]:
 
 
 def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
-    """What `load` makes of the newest folder that verifies; None where there is none at all."""
+    """What `load` makes of the newest folder that verifies; None where there is none at all.
+
+    Raises SnapshotError where there are some and none can be used."""
+    reasons = []
     for path in folders(root):
         try:
             return load(Folder.open(path))
         except (SnapshotError, safetensors.SafetensorError) as error:
-            log.warning(
-                "snapshot_unusable",
-                path=str(path),
-                reason=str(error),
-                next="the one before is tried",
-            )
+            reasons.append(str(error))
+            log.warning("snapshot_unusable", path=str(path), reason=str(error))
+    if reasons:
+        raise SnapshotError(
+            f"none of the snapshots in {root} can be used. {reasons[0]} Mend it, or move the folder away "
+            "to begin again from source.start."
+        )
     return None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from schemas.records import Windows
 SEND_BYTES = 1 << 20
 SEND_AFTER_S = 0.5
 IN_FLIGHT = 4
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 
 def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
@@ -82,7 +84,8 @@ class Handle:
             asked, self._asked = self._asked, None
             status: Status = ray.get(asked)
         except ray.exceptions.RayError as error:
-            return str(error).strip().splitlines()[0]
+            lines = _COLOUR.sub("", str(error)).strip().splitlines()
+            return " … ".join(dict.fromkeys((lines[0], lines[-1])))  # what happened, and why
         return status
 
     def tell(self, method: str, *args: Any) -> None:
@@ -154,13 +157,24 @@ class RemoteLearner(LearnerPort):
             self._since = now
         self._parts.append((group, positions, windows))
         self._bytes += windows.nbytes
-        if self._bytes >= SEND_BYTES or now - self._since >= SEND_AFTER_S:
-            parts, self._parts, self._bytes = self._parts, [], 0
-            try:
-                self._calls.append(self._actor.offer.remote(parts))
-            except ray.exceptions.RayError:
-                self._full_until = now + 1.0
-                return False
+        return self._send(now)
+
+    def poll(self) -> None:
+        if self._parts and self._actor is not None:
+            now = self._clock()
+            self._collect(now)
+            if len(self._calls) < IN_FLIGHT and now >= self._full_until:
+                self._send(now)
+
+    def _send(self, now: float) -> bool:
+        if self._bytes < SEND_BYTES and now - self._since < SEND_AFTER_S:
+            return True
+        parts, self._parts, self._bytes = self._parts, [], 0
+        try:
+            self._calls.append(self._actor.offer.remote(parts))
+        except ray.exceptions.RayError:
+            self._full_until = now + 1.0
+            return False
         return True
 
     def forget(self, entities: list[int]) -> None:

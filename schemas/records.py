@@ -74,6 +74,11 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(field for field in self.field if field.type is FieldType.category)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns, numbers first."""
+        return tuple(f.name for f in (*self.numbers, *self.categories))
+
+    @property
     def shape(self) -> "Shape":
         return Shape(len(self.numbers), len(self.categories), round(self.session_gap_s * 1e6))
 

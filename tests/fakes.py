@@ -182,3 +182,6 @@ class MemoryDeadLetters(DeadLetters):
 
     def flush(self) -> None:
         self.durable = len(self.letters)
+
+    def close(self) -> None:
+        pass

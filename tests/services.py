@@ -9,12 +9,12 @@ import torch
 
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
-from actors.encode import CURRENT, ENCODE, STEP, Release
+from actors.encode import ENCODE, STEP, Release, set_current
 from actors.graphs import interface
 from actors.group import Group
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
-from actors.snapshot import epoch_of, write_file, write_folder
+from actors.snapshot import epoch_of, write_folder
 from actors.state import State
 from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig
@@ -68,7 +68,7 @@ def make_release(
         [(ENCODE, encode), (STEP, step)],
         lambda: msgspec.to_builtins(manifest),
     )
-    write_file(releases / CURRENT, str(number).encode())
+    set_current(releases, number)
 
 
 def record(who: str, at: int, amount: float = 1.0, what: str = "x", **more: object) -> Record:
@@ -106,7 +106,7 @@ def make_shard(
         Releases(folder / "releases"),
     )
     config = config or ShardConfig(snapshot_every_s=1e-9)
-    return Shard(config, groups, ports, {}, **more)  # type: ignore[arg-type]
+    return Shard(config, groups, ports, **more)  # type: ignore[arg-type]
 
 
 def adopt(shard: Shard) -> None:
@@ -118,7 +118,7 @@ def adopt(shard: Shard) -> None:
 
 def settle(shard: Shard) -> None:
     """Turns until all is read and nothing is owed."""
-    for _ in range(10_000):
+    for _ in range(5_000):
         read = shard.turn()
         if shard.releases._loading is not None:
             shard.releases._loading.join()

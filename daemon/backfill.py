@@ -1,0 +1,208 @@
+"""`afresh backfill`: history from files through decode and state into snapshots; Redis once, at the end.
+
+It holds the service's lease, so that no daemon runs meanwhile. Stopped halfway, the same command goes on
+where its last snapshot stood. When it is done, the snapshots say where live reading begins."""
+
+import contextlib
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from actors import lease as leases
+from actors.dead_letters import KafkaDeadLetters
+from actors.decode import make_decoder
+from actors.embed import Releases
+from actors.encode import current_release
+from actors.files import FileSource
+from actors.group import Group
+from actors.redis_sink import RedisSink
+from actors.shard import Ports, Shard
+from actors.snapshot import epoch_of, folders
+from actors.source import KafkaSource, partitions
+from actors.state import capacity
+from daemon.settings import Settings
+from schemas.errors import AfreshError, LeaseLost, SettingsError, SnapshotError
+
+STOPPED = "stopped; the same command goes on from the last snapshot."
+
+
+class Backfill:
+    """then: where live reading starts: earliest, latest, an ISO time with zone, or offsets of every
+    partition, `partition:offset` with one topic, `topic:partition:offset` with several."""
+
+    def __init__(self, settings: Settings, files: list[str], then: str, out: Console) -> None:
+        self._settings, self._files, self._then, self._out = settings, files, then, out
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        settings = self._settings
+        groups = partitions(settings.source)
+        positions = self._positions(groups)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+        with self._lease() as lease:
+            source = FileSource(self._files, settings.stream, groups)
+            shard = self._shard(source, groups, lease.epoch)
+            try:
+                self._read(shard, source)
+                self._hand_over(shard, positions)
+            finally:
+                shard.drain()
+        rows = sum(g.stats(0, 0.0, paused=False).entities for g in shard.groups.values())
+        bad = sum(shard.stats().dead_letters.values())
+        self._out.print(
+            f"{source.done:,} rows were taken in, {bad:,} of them as dead letters; {rows:,} entities. "
+            f"afresh run goes on with {self._then}."
+        )
+
+    @contextlib.contextmanager
+    def _lease(self) -> Iterator[leases.Lease]:
+        service = self._settings.service
+        lease = leases.take(
+            self._settings.folder,
+            lease_s=service.lease_s,
+            clock=time.monotonic,
+            wait=self._stop.wait,
+        )
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(service.lease_s / 4):
+                try:
+                    lease.renew()
+                except LeaseLost:
+                    self._stop.set()
+                    return
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield lease
+        finally:
+            ended.set()
+            thread.join()
+            lease.release()
+
+    def _shard(self, source: FileSource, groups: int, epoch: int) -> Shard:
+        s = self._settings
+        shape, sizes = s.stream.shape, (s.encoder.window, s.encoder.state)
+        slots = capacity(s.state, groups, shape, *sizes)
+        fingerprint = hashlib.sha256("\0".join(sorted(self._files)).encode()).hexdigest()[:12]
+        topics = (f"files:{fingerprint}",)
+        self._refuse_live_state(topics, groups)
+        opened = [
+            Group.open(
+                n,
+                epoch_of(epoch, 0),
+                topics,
+                s.group_folder(n),
+                shape,
+                (*sizes, slots),
+                s.stream.columns,
+            )
+            for n in range(groups)
+        ]
+        ports = Ports(
+            source,
+            make_decoder(s.stream, msgspec.structs.replace(s.decode, format=source.decode_format)),
+            RedisSink(s.redis, s.name),
+            KafkaDeadLetters(s.source, s.name),
+            Releases(s.folder / "none-yet"),  # nothing is encoded while history comes in
+        )
+        return Shard(s.shard, opened, ports)
+
+    def _refuse_live_state(self, topics: tuple[str, ...], groups: int) -> None:
+        from actors.snapshot import Folder
+
+        for number in range(groups):
+            for path in folders(self._settings.group_folder(number))[:1]:
+                with contextlib.suppress(SnapshotError):
+                    if Folder.open(path).meta["topics"] != list(topics):
+                        raise SettingsError(
+                            f"{path} has state already, of {Folder.open(path).meta['topics']}: history goes "
+                            "in first, and the same files must be named to go on. Choose another name for "
+                            "the stream, or remove its folder."
+                        )
+
+    def _read(self, shard: Shard, source: FileSource) -> None:
+        columns = (
+            TextColumn("history"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._out) as bar:
+            task = bar.add_task("", total=source.total)
+            while not source.finished:
+                if self._stop.is_set():
+                    raise AfreshError(STOPPED)
+                shard.turn(shard.config.max_records * 4)
+                bar.update(task, completed=source.done, total=source.total)
+
+    def _hand_over(self, shard: Shard, positions: list[list[int]]) -> None:
+        """From now on the groups stand where live reading begins; who has a vector due gets it."""
+        s = self._settings
+        for number, group in shard.groups.items():
+            if group.snapshot is not None:
+                group.snapshot.abandon()
+                group.snapshot = None
+            group.topics, group.positions = s.source.topics, list(positions[number])
+            group.phase = "starting"
+        if not current_release(s.releases):
+            return  # the first release will write them
+        shard.releases = Releases(s.releases, s.shard.threads)
+        owed = Progress(
+            TextColumn("vectors"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} owed"),
+            console=self._out,
+        )
+        with owed as bar:
+            task = bar.add_task("", total=None)
+            while left := sum(self._owed(group) for group in shard.groups.values()):
+                if self._stop.is_set():
+                    raise AfreshError(STOPPED)
+                shard.turn()
+                bar.update(task, completed=left)
+
+    @staticmethod
+    def _owed(group: Group) -> int:
+        return int(group.state.owed.sum()) + len(group.deletions())
+
+    def _positions(self, groups: int) -> list[list[int]]:
+        """Per group, per topic: the first offset to be read live."""
+        topics = self._settings.source.topics
+        if ":" in self._then and "T" not in self._then:
+            return self._named_offsets(groups, topics)
+        start: str | int = int(self._then) if self._then.isdigit() else self._then
+        source = KafkaSource(
+            msgspec.structs.replace(self._settings.source, start=start), self._settings.name, groups
+        )
+        try:
+            return [source.start(group, None) for group in range(groups)]
+        finally:
+            source.close()
+
+    def _named_offsets(self, groups: int, topics: tuple[str, ...]) -> list[list[int]]:
+        found: dict[tuple[str, int], int] = {}
+        for part in self._then.split(","):
+            *topic, partition, offset = part.strip().rsplit(
+                ":", 2 if len(topics) > 1 or part.count(":") > 1 else 1
+            )
+            if not (partition.isdigit() and offset.isdigit()) or (not topic and len(topics) > 1):
+                raise SettingsError(
+                    f"--then: {part!r} is not partition:offset, nor topic:partition:offset as several topics need."
+                )
+            found[topic[0] if topic else topics[0], int(partition)] = int(offset)
+        wanted = {(topic, partition) for topic in topics for partition in range(groups)}
+        if set(found) != wanted:
+            raise SettingsError(
+                f"--then names {sorted(found)}, and needs exactly {sorted(wanted)}: the offset of each partition."
+            )
+        return [[found[topic, group] for topic in topics] for group in range(groups)]
