@@ -307,7 +307,9 @@ class App:
         if any(not shard.sink_up for shard in s.shards.values()):
             missing.append("Redis does not answer")
         phases = {g.phase for g in groups}
-        if "waiting" in phases:
+        if "waiting" in phases and current_release(self.settings.releases):
+            missing.append("the release is being loaded")
+        elif "waiting" in phases:
             missing.append("there is no release yet: vectors are written from the first one on")
         if phases & {"starting", "replaying"}:
             missing.append("groups are catching up with what Redis has seen")

@@ -1,5 +1,7 @@
 """Settings that cannot work are refused at the start, by the path of the key and with what to do."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=r"bytes\.toml cannot be read"):
         load(tmp_path / "bytes.toml")
+
+
+def test_neither_a_command_nor_a_shard_loads_torch() -> None:
+    """It takes seconds and 200 MB: the learner's and the publisher's processes alone have it."""
+    code = """
+import sys
+import actors.processes, actors.spawn, daemon.app, daemon.cli, daemon.reading, daemon.settings
+print([name for name in ("torch", "onnx", "pandas") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
 
 
 def test_settings_are_frozen() -> None:
