@@ -1,0 +1,285 @@
+"""The commands, on a real Kafka, a real Redis and a daemon that runs as a process of its own.
+
+One service is started for all tests of this file; what ends it comes last."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import kafka as kafka_python
+import numpy as np
+import pytest
+
+from daemon import servers
+from tests.helpers import eventually
+
+pytestmark = pytest.mark.timeout(180)
+
+SETTINGS = """
+name = "{name}"
+state_dir = "{folder}"
+
+[stream]
+entity = "who"
+time = "at"
+
+[[stream.field]]
+name = "what"
+type = "category"
+
+[[stream.field]]
+name = "amount"
+type = "number"
+
+[source]
+brokers = "{kafka}"
+topics = ["{name}"]
+
+[redis]
+url = "{redis}"
+
+[state]
+max_entities = 1000
+
+[encoder]
+name = "gru"
+dim = 8
+hidden = 8
+window = 8
+category_dim = 4
+bucket_bits = 6
+
+[learner]
+min_entities = 8
+batch_entities = 8
+updates_per_record = 0.2
+
+[[learner.objective]]
+name = "coles"
+
+[release]
+first_s = 1
+every_s = 3600
+every_updates = 3
+
+[http]
+port = 0
+
+[service]
+lease_s = 6
+object_store_mb = 80
+"""
+ENTITIES = 20
+
+
+@dataclass
+class Service:
+    name: str
+    folder: Path
+    kafka: str
+    redis: str
+    process: "subprocess.Popen[bytes] | None" = None
+    produced: dict[str, int] = field(default_factory=dict)
+    watched: list[tuple[int, list[str]]] = field(default_factory=list)  # healthz, reasons of readyz
+    _at: int = 1_700_000_000
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "afresh.toml"
+
+    def write_settings(self) -> None:
+        text = SETTINGS.format(
+            name=self.name, folder=self.folder / "state", kafka=self.kafka, redis=self.redis
+        )
+        self.config.write_text(text)
+        servers.create_topics(self.kafka, {self.name: 2, f"{self.name}.dlq": 1})
+
+    def produce(self, count: int, *more: bytes) -> None:
+        """So many good records, and `more` that are not."""
+        with closing(kafka_python.KafkaProducer(bootstrap_servers=self.kafka)) as producer:
+            for i in range(count):
+                who = f"e{i * 7 % ENTITIES}"
+                self._at += 600
+                value = {"who": who, "at": self._at, "what": f"w{i % 3}", "amount": i % 11}
+                producer.send(self.name, json.dumps(value).encode(), who.encode())
+                self.produced[who] = self.produced.get(who, 0) + 1
+            for value in more:
+                producer.send(self.name, value, b"k")
+            producer.flush(30)
+
+    def start(self) -> None:
+        log = (self.folder / "daemon.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "daemon", "run", "--config", str(self.config)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        log.close()
+        eventually(self.ready, 100, "the daemon is ready")
+
+    def ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.folder / "daemon.log").read_text()[-3000:]
+        with suppress(OSError, httpx.TransportError):
+            health, _ = self.get("healthz")
+            code, reasons = self.get("readyz")
+            self.watched.append((health, reasons))
+            return code == 200
+        return False
+
+    def get(self, path: str) -> tuple[int, list[str]]:
+        address = (self.folder / "state" / self.name / "address").read_text()
+        answer = httpx.get(f"{address}/{path}", timeout=5)
+        return answer.status_code, answer.json()["reasons"]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        return self.process.wait(60)
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """A command; the settings are named by the environment."""
+        return subprocess.run(
+            [sys.executable, "-m", "daemon", *arguments],
+            capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "AFRESH_CONFIG": str(self.config), "COLUMNS": "160"},
+        )  # fmt: skip
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        return json.loads(done.stdout)
+
+    def counts(self) -> dict[str, int]:
+        """What readers find of each entity that was produced."""
+        found = self.json("lookup", *self.produced)
+        return {row["entity"]: row["count"] for row in found if row["found"]}
+
+
+@pytest.fixture(scope="module")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, kafka: str, redis_server: str
+) -> Iterator[Service]:
+    name = f"test-{os.urandom(6).hex()}"
+    made = Service(name, tmp_path_factory.mktemp("service"), kafka, redis_server)
+    made.write_settings()
+    made.produce(400, b"{", b'{"who": "e1"}')
+    try:
+        made.start()
+        yield made
+    finally:
+        if made.process is not None and made.process.poll() is None:
+            made.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                made.process.wait(40)
+            made.process.kill()
+
+
+def test_ready_comes_with_the_first_release_and_health_all_along(service: Service) -> None:
+    assert all(code == 200 for code, _ in service.watched)
+    waited_for = [reasons for _, reasons in service.watched]
+    assert waited_for[0], "not ready at once"
+    assert any("there is no release yet" in text for reasons in waited_for for text in reasons)
+    assert waited_for[-1] == []
+
+
+def test_readers_find_what_was_produced(service: Service) -> None:
+    eventually(lambda: service.counts() == service.produced, 20)
+    (row,) = service.json("lookup", "e3")
+    assert (row["entity"], row["found"], row["release"]) == ("e3", True, 1)
+    assert np.linalg.norm(row["vector"]) == pytest.approx(1.0, abs=1e-5)
+    assert row["time_us"] > row["since"] > 0
+
+
+def test_lookup_says_who_is_not_there(service: Service) -> None:
+    done = service.run("lookup", "e3", "nobody")
+    assert done.returncode == 1
+    assert "e3" in done.stdout
+    assert "no such entity" in done.stdout
+
+
+def test_status_tells_of_everything(service: Service) -> None:
+    found = service.json("status")
+    shards = list(found["shards"].values())
+    assert (found["stream"], found["health"], found["ready"]) == (service.name, [], [])
+    assert sum(s["accepted"] for s in shards) == sum(service.produced.values())
+    assert shards[0]["dead_letters"] == {"not_json": 1, "missing_time": 1}
+    assert found["learner"]["updates"] >= 3
+    assert found["publisher"]["release"] == 1
+    assert not any(found["restarts"].values())
+    done = service.run("status")
+    assert done.returncode == 0
+    assert "well" in done.stdout
+
+
+def test_neighbours_are_near(service: Service) -> None:
+    found = service.json("neighbours", "e3", "-k", "4")
+    assert found["compared"] == ENTITIES
+    assert not found["capped"]
+    cosines = [n["cosine"] for n in found["neighbours"]]
+    assert len(cosines) == 4
+    assert cosines == sorted(cosines, reverse=True)
+    assert "e3" not in {n["entity"] for n in found["neighbours"]}
+    done = service.run("neighbours", "e3", "--cap", "5")
+    assert done.returncode == 0
+    assert "there are more" in done.stderr
+
+
+def test_releases_are_listed(service: Service) -> None:
+    (release,) = service.json("releases")
+    assert (release["release"], release["current"], release["stream"]) == (1, True, service.name)
+    assert "1 (current)" in service.run("releases").stdout
+
+
+def test_a_file_of_settings_is_checked(service: Service, tmp_path: Path) -> None:
+    assert service.run("check-config", str(service.config)).returncode == 0
+    bad = tmp_path / "bad.toml"
+    bad.write_text(service.config.read_text() + "\n[kafka]\n")
+    done = service.run("check-config", str(bad))
+    assert done.returncode == 2
+    assert "kafka: there is no such key" in done.stderr
+
+
+def test_a_second_daemon_is_refused_and_told_who_holds_it(service: Service) -> None:
+    done = service.run("run")
+    assert done.returncode == 3
+    assert service.process is not None
+    assert f":{service.process.pid} (epoch 1), which is alive" in done.stderr.replace("\n", " ")
+    assert service.process.poll() is None
+
+
+def test_forget_deletes_everywhere(service: Service) -> None:
+    assert service.run("forget", "e5").returncode == 0
+    (row,) = service.json("lookup", "e5")
+    assert not row["found"]
+    del service.produced["e5"]
+    groups = [g for s in service.json("status")["shards"].values() for g in s["groups"]]
+    assert sum(g["entities"] for g in groups) == ENTITIES - 1
+
+
+def test_it_drains_and_the_next_one_continues(service: Service) -> None:
+    service.produce(100)
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 25
+    done = service.run("status")
+    assert done.returncode == 1
+    assert "no daemon of" in done.stderr
+    service.produce(100)
+    service.watched.clear()
+    service.start()
+    assert not any("no release" in text for _, reasons in service.watched for text in reasons)
+    eventually(lambda: service.counts() == service.produced, 30)
+    found = service.json("status")
+    assert found["epoch"] == 2
+    assert found["learner"]["updates"] >= 3
+    assert service.stop(signal.SIGINT) == 0
