@@ -147,7 +147,6 @@ class Publish:
     def _build(self, snapshot: Folder, number: int, current: int) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
         import safetensors.torch  # not above: shards and commands import this file, and need no torch
-        import safetensors.torch  # not above: shards and commands import this file, and need no torch
         import torch
 
         from learning import compatibility, export
