@@ -59,11 +59,7 @@ class Learn:
         self._lock = threading.Lock()
         self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
         self._stats = LearnerStats()
-        if newest(folder, self._restore) is None and folders(folder):
-            raise SnapshotError(
-                f"none of the learner's snapshots in {folder} can be used; the log says why of each. Mend it, "
-                "or move the folder away to learn anew."
-            )
+        newest(folder, self._restore)
         self._stats.updates = self._learner.updates
         self._saved_at, self._saved_updates = clock(), self._learner.updates
         self._slice: tuple[float, float] = (

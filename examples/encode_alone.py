@@ -122,7 +122,7 @@ def row(record: Any, manifest: dict[str, Any]) -> Row:
 
 def rows(lines: Iterable[str], entity: str, manifest: dict[str, Any]) -> Iterator[Row]:
     """Those of the entity; what the daemon would not have taken is named and left out."""
-    for line in lines:
+    for line in filter(str.strip, lines):  # kcat prints the null value of a deletion as nothing
         try:
             record = json.loads(line)
             name = at(record, manifest["entity"])

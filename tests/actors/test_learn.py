@@ -173,7 +173,7 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     assert learn(tmp_path, epoch=2).stats().updates == 1
     (tmp_path / "1-1" / "manifest.json").unlink()
-    with pytest.raises(SnapshotError, match="move the folder away to learn anew"):
+    with pytest.raises(SnapshotError, match="move the folder away to begin again"):
         learn(tmp_path, epoch=3)
 
 
