@@ -35,6 +35,8 @@ from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, Sou
 
 log = structlog.get_logger()
 TURN_S = 0.2
+SLOW = 5
+"""So many times service.hang_s may a process stand still that restores, exports or learns."""
 
 
 @dataclass
@@ -193,7 +195,7 @@ class App:
         for name, child in self._children.items():
             seen = None if child.process.restart_at is not None else self._look(name, child)
             before = child.process
-            child.process, decision = decide(before, seen, now, self.settings.service.hang_s)
+            child.process, decision = decide(before, seen, now, self._patience_s(name, child))
             if child.process.restart_at is not None and before.restart_at is None:
                 log.error(
                     "process_down",
@@ -222,6 +224,11 @@ class App:
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
             self._children["publisher"].handle.tell("oldest_release", min(tags, default=0))
+
+    def _patience_s(self, name: str, child: Child) -> float:
+        """How long it may stand still: a restore or an export takes its time, a stream does not."""
+        streams = name.startswith("shard-") and child.status is not None and child.status.stats
+        return self.settings.service.hang_s * (1 if streams else SLOW)
 
     def _look(self, name: str, child: Child) -> Seen:
         answer = child.handle.poll()
@@ -282,13 +289,13 @@ class App:
 
     def health(self) -> list[str]:
         """Processes that do not move on. Empty: well."""
-        now, hang = time.monotonic(), self.settings.service.hang_s
+        now = time.monotonic()
         wrong = []
         for name, child in list(self._children.items()):
             p = child.process
             if p.restart_at is not None:
                 wrong.append(f"{name} is down and will be started again")
-            elif now - max(p.progressed_at, p.started_at) > hang / 2:
+            elif now - max(p.progressed_at, p.started_at) > self._patience_s(name, child) / 2:
                 wrong.append(f"{name} has not moved for {now - p.progressed_at:.0f} s")
         return wrong
 

@@ -22,7 +22,7 @@ import pytest
 from daemon import servers
 from tests.helpers import eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 SETTINGS = """
 name = "{name}"
@@ -125,7 +125,7 @@ class Service:
             start_new_session=True,
         )
         log.close()
-        eventually(self.ready, 100, "the daemon is ready")
+        eventually(self.ready, 150, "the daemon is ready")
 
     def ready(self) -> bool:
         assert self.process is not None
