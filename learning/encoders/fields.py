@@ -61,7 +61,12 @@ class Fields(nn.Module):
         self.project = nn.Linear(width, config.hidden)
 
     def forward(self, view: View) -> Tensor:
-        """The view's rows as features, [B, T, hidden]."""
+        """The view's rows as features through the linear layer, [B, T, hidden]."""
+        projected: Tensor = self.project(self.features(view))
+        return projected
+
+    def features(self, view: View) -> Tensor:
+        """What the linear layer reads, [B, T, F]."""
         parts = [(self.scalars(view) - self.mean) / self.scale, self._cyclic(view["time_us"])]
         if self.shape.numbers:
             gone = torch.isnan(view["numbers"])
@@ -71,8 +76,7 @@ class Fields(nn.Module):
             parts.append(gone.to(torch.float32))
         if self.shape.categories:
             parts.append(self.embedding(self.category_rows(view)).flatten(2))
-        projected: Tensor = self.project(torch.cat(parts, -1))
-        return projected
+        return torch.cat(parts, -1)
 
     def scalars(self, view: View) -> Tensor:
         """Every number-like feature before it is normalised, [B, T, S] float32."""

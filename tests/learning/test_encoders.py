@@ -1,5 +1,6 @@
 """Stepping over a window is encoding it, in PyTorch and in ONNX Runtime."""
 
+import copy
 import functools
 
 import numpy as np
@@ -176,17 +177,29 @@ def test_procrustes_finds_a_rotation_and_folds_it_in():
     torch.testing.assert_close(turned(view).z_BD, old, atol=1e-5, rtol=0)
 
 
-def test_the_fused_gru_is_torch_s_gradients_included():
+@pytest.mark.parametrize("before", [None, torch.nn.Linear(5, 5)])
+def test_the_fused_gru_is_torch_s_gradients_included(before):
     generator = torch.Generator().manual_seed(0)
     gru = torch.nn.GRU(5, 5, batch_first=True)
+    first = before or torch.nn.Identity()
     results = []
-    for run in (lambda x, h: gru(x, h[None])[0], lambda x, h: fused_gru(x, h, gru)):
+    for run in (lambda x, h: gru(first(x), h[None])[0], lambda x, h: fused_gru(x, h, gru, before)):
         generator.manual_seed(1)
         x = torch.randn(3, 7, 5, generator=generator).requires_grad_()
         h = torch.randn(3, 5, generator=generator).requires_grad_()
         out = run(x, h)
         weights = torch.randn(out.shape, generator=generator)
-        slopes = torch.autograd.grad((out * weights).sum(), [x, h, *gru.parameters()])
+        learnt = [*gru.parameters(), *first.parameters()]
+        slopes = torch.autograd.grad((out * weights).sum(), [x, h, *learnt])
         results.append([out, *slopes])
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_folded_path_of_training_is_the_released_function():
+    encoder = copy.deepcopy(built("gru", "both")[0])
+    windows = random_windows(np.random.default_rng(0), 50, SHAPES["both"], L)
+    view = pad(windows, encoder.config.state)
+    released, trained = encoder.eval()(view), encoder.train()(view)
+    for a, b in ((released.z_BD, trained.z_BD), (released.h_BTD, trained.h_BTD)):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
