@@ -58,6 +58,7 @@ class Report:
             "plane",
             "carrier",
             "cosine",
+            title_justify="left",
             title=f"{plane} of {self._carriers[plane]}: [{head} …], nearest of {seen:,}",
         )
         for row in found:
