@@ -1,0 +1,118 @@
+"""The stream that the benchmarks of the shard read: nine fields, made up; and a release to serve it with."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import torch
+
+from actors.encode import ENCODE, STEP, set_current
+from actors.graphs import interface
+from actors.snapshot import write_folder
+from learning import encoders, export
+from learning.config import GruConfig
+from learning.encoders.base import RecurrentEncoder
+from schemas.published import Manifest
+from schemas.records import I64, Decoded, Field, FieldType, Rows, StreamConfig, category_hash
+
+CATEGORIES, NUMBERS = ("what", "shop", "channel"), ("amount", "weight", "age", "score")
+STREAM = StreamConfig(
+    entity="who",
+    time="at",
+    field=(
+        *(Field(name, FieldType.category) for name in CATEGORIES),
+        *(Field(name, FieldType.number) for name in NUMBERS),
+    ),
+    time_unit="ms",
+)
+ENCODER = GruConfig(dim=128, hidden=64, window=64)  # vectors of 512 bytes
+ENTITIES = 10_000
+START_MS = 1_700_000_000_000
+
+
+def even(n: int, entities: int = ENTITIES) -> I64:
+    """Whose each record is: all in turn, so that no micro-batch holds two of one entity."""
+    order = np.random.default_rng(0).permutation(entities)
+    return np.resize(order, n)
+
+
+def skewed(n: int, entities: int = ENTITIES) -> I64:
+    """Whose each record is: a few have most, as in streams that people make."""
+    return np.asarray(np.random.default_rng(0).zipf(1.2, n) % entities)
+
+
+def name_of(entity: int) -> str:
+    return f"entity-{entity:06d}"
+
+
+def columns(who: I64, start_ms: int = START_MS, seed: int = 0) -> dict[str, list[object]]:
+    """Values of the records, a millisecond apart."""
+    rng = np.random.default_rng(seed)
+    n = len(who)
+    out: dict[str, list[object]] = {"who": [name_of(e) for e in who.tolist()]}
+    out["at"] = (start_ms + np.arange(n)).tolist()
+    for name in CATEGORIES:
+        out[name] = [f"{name}-{v}" for v in (rng.zipf(1.4, n) % 500).tolist()]
+    for name in NUMBERS:
+        out[name] = rng.lognormal(1, 1, n).round(3).tolist()
+    return out
+
+
+def json_messages(who: I64) -> list[bytes]:
+    table = columns(who)
+    rows = zip(*table.values(), strict=True)
+    return [msgspec.json.encode(dict(zip(table, row, strict=True))) for row in rows]
+
+
+def arrow_messages(who: I64, rows: int = 500) -> list[bytes]:
+    batch = pa.RecordBatch.from_pydict(columns(who))
+    out = []
+    for at in range(0, len(who), rows):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch.slice(at, rows))
+        out.append(sink.getvalue().to_pybytes())
+    return out
+
+
+def history(entities: int = ENTITIES) -> Decoded:
+    """Rows before the stream, half a ring to three halves: entities reach their anchors at different records."""
+    rng = np.random.default_rng(1)
+    half = ENCODER.window // 2
+    who = np.repeat(np.arange(entities), rng.integers(half, 3 * half, entities))
+    n = len(who)
+    rows = Rows.empty(STREAM.shape, n)
+    rows.time_us[:] = START_MS * 1000 - 1_000_000 * (n - np.arange(n))
+    rows.numbers[:] = rng.lognormal(1, 1, rows.numbers.shape)
+    for at, name in enumerate(CATEGORIES):
+        hashes = np.array([category_hash(f"{name}-{v}") for v in range(500)])
+        rows.categories[:, at] = hashes[rng.zipf(1.4, n) % 500]
+    rows.missing[:] = False
+    names = [name_of(e) for e in range(entities)]
+    whose = [names[e] for e in who.tolist()]
+    return Decoded(rows, whose, np.zeros(n, np.bool_), np.zeros(n, np.int64))
+
+
+def untrained(seed: int) -> RecurrentEncoder:
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    return encoders.build(ENCODER, STREAM.shape).eval()
+
+
+def release(releases: Path, number: int) -> None:
+    """Writes an untrained release and names it as current."""
+    encode, step = export.export(untrained(number), {"release": str(number)})
+    (encode_in, encode_out), (step_in, step_out) = interface(encode), interface(step)
+    manifest = Manifest(
+        stream="bench", release=number, generation=1, created_us=number, dim=ENCODER.dim,
+        window=ENCODER.window, entity=STREAM.entity, time=STREAM.time, time_unit=STREAM.time_unit,
+        fields=STREAM.field, numbers=NUMBERS, categories=CATEGORIES,
+        session_gap_us=STREAM.shape.session_gap_us, state=ENCODER.state,
+        encode=encode_in, encode_out=encode_out, step=step_in, step_out=step_out,
+        encode_sha256=hashlib.sha256(encode).hexdigest(), step_sha256=hashlib.sha256(step).hexdigest(),
+    )  # fmt: skip
+    files = [(ENCODE, encode), (STEP, step)]
+    write_folder(releases, str(number), files, lambda: msgspec.to_builtins(manifest))
+    set_current(releases, number)

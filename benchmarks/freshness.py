@@ -1,0 +1,170 @@
+"""From an event's production to its vector in Redis, through the real daemon with its learner at work.
+
+A steady stream at half the maximum rate is produced by one process; another produces a probe now and
+then, and asks Redis until its entity's count says that the vector knows of it."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import kafka
+import msgspec
+import numpy as np
+import redis
+
+from benchmarks import flow
+from benchmarks.items import Item, at_most, shown
+from benchmarks.shard_path import produce
+from schemas.published import entity_key
+
+NAME = "bench-freshness"
+HISTORY, SECONDS, PROBES, EVERY_S = 40_000, 25.0, 50, 0.1
+SETTINGS = """
+name = "{name}"
+state_dir = "{folder}"
+stream = {stream}
+source = {{ brokers = "{brokers}", topics = ["{name}"], start = "earliest" }}
+redis = {{ url = "{url}" }}
+state = {{ max_memory_mb = 512 }}
+shard = {{ snapshot_every_s = 10 }}
+encoder = {{ name = "gru", dim = 128, hidden = 64, window = 64 }}
+learner = {{ objective = [{{ name = "coles" }}] }}
+release = {{ first_s = 2, every_s = 3600 }}
+http = {{ port = 0 }}
+"""
+
+
+def settings(folder: Path, brokers: str, url: str) -> str:
+    fields = ", ".join(f'{{name = "{f.name}", type = "{f.type}"}}' for f in flow.STREAM.field)
+    stream = f'{{entity = "who", time = "at", time_unit = "ms", field = [{fields}]}}'
+    text = SETTINGS.format(name=NAME, folder=folder, stream=stream, brokers=brokers, url=url)
+    tomllib.loads(text)
+    return text
+
+
+@contextmanager
+def daemon(folder: Path, text: str) -> Iterator[Callable[[], Any]]:
+    """Runs it; gives a function that asks for its status."""
+    config = folder / "afresh.toml"
+    config.write_text(text)
+    command = [sys.executable, "-m", "daemon", "run", "--config", str(config)]
+    with (folder / "daemon.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    address = folder / NAME / "address"
+
+    def status() -> Any:
+        if process.poll() is not None:
+            raise RuntimeError((folder / "daemon.log").read_text()[-3000:])
+        try:
+            with urllib.request.urlopen(f"{address.read_text()}/status", timeout=5) as answer:  # noqa: S310
+                return json.load(answer)
+        except OSError:
+            return {}
+
+    try:
+        yield status
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def until(status: Callable[[], Any], done: Callable[[Any], bool], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = status()
+        if found and found["shards"] and done(found):
+            return found
+        time.sleep(0.2)
+    raise TimeoutError(f"not within {seconds} s: {status()}")
+
+
+def shard(found: Any) -> Any:
+    return next(iter(found["shards"].values()))
+
+
+def caught_up(found: Any) -> bool:
+    s = shard(found)
+    return bool(s["groups"]) and all(
+        g["phase"] == "serving" and not g["lag"] and not g["to_encode"] for g in s["groups"]
+    )
+
+
+def load(brokers: str, rate: float, seconds: float) -> None:
+    """Produces `rate` records per second, in steps of 10 ms. A process of its own."""
+    made = flow.json_messages(flow.even(20_000))
+    producer = kafka.KafkaProducer(bootstrap_servers=brokers, linger_ms=5, batch_size=64 << 10)
+    with closing(producer):
+        began, sent = time.perf_counter(), 0
+        while (now := time.perf_counter() - began) < seconds:
+            for at in range(sent, round(now * rate)):
+                producer.send(NAME, made[at % len(made)])
+            sent = max(sent, round(now * rate))
+            time.sleep(0.01)
+
+
+def probe(brokers: str, url: str, seconds: float) -> list[float]:
+    """Seconds until each probe could be read; those of the last second are given two more."""
+    values = {n: v[0] for n, v in flow.columns(np.zeros(1, np.int64)).items()}
+    producer = kafka.KafkaProducer(bootstrap_servers=brokers, linger_ms=0)
+    waits: list[float] = []
+    with closing(producer), redis.Redis.from_url(url) as client:
+        waiting: dict[int, float] = {}
+        began, asked = time.perf_counter(), 0
+        while waiting or time.perf_counter() - began < seconds:
+            now = time.perf_counter()
+            if now - began < seconds and now - began > EVERY_S * asked:
+                who = f"probe-{asked:06d}"
+                record = {**values, "who": who, "at": flow.START_MS + 10**9 + asked}
+                waiting[asked] = time.perf_counter()
+                producer.send(NAME, msgspec.json.encode(record))
+                asked += 1
+            pipe = client.pipeline(transaction=False)
+            for each in waiting:
+                pipe.hget(entity_key(NAME, 1, f"probe-{each:06d}"), "count")
+            for each, count in zip(list(waiting), pipe.execute(), strict=True):
+                if count is not None:
+                    waits.append(time.perf_counter() - waiting.pop(each))
+            if now - began > seconds + 30:
+                raise TimeoutError(f"{len(waiting)} probes were never readable")
+            time.sleep(0.001)
+    return waits
+
+
+def measure(brokers: str, url: str, rate: float) -> list[Item]:
+    """`rate`: the maximum, of the shard alone."""
+    produce(brokers, NAME, flow.json_messages(flow.even(HISTORY)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with daemon(folder, settings(folder, brokers, url)) as status:
+            until(status, caught_up, 120)
+            context = multiprocessing.get_context("spawn")
+            producing = context.Process(target=load, args=(brokers, rate / 2, SECONDS + 4))
+            producing.start()
+            time.sleep(3)
+            before, began = status(), time.perf_counter()
+            waits = np.array(probe(brokers, url, SECONDS))
+            after, seconds = status(), time.perf_counter() - began
+            producing.join()
+    taken = (shard(after)["accepted"] - shard(before)["accepted"]) / seconds
+    updates = (after["learner"]["updates"] - before["learner"]["updates"]) / seconds
+    p50, p99 = (1000 * np.quantile(waits, (0.5, 0.99))).tolist()
+    what = "freshness, produced to readable, at half the maximum rate"
+    return [
+        at_most(f"{what}: p50", p50, "ms", 50),
+        at_most(f"{what}: p99", p99, "ms", 250),
+        shown(f"{what}: records taken", taken, "records/s"),
+        shown(f"{what}: learner beside it", updates, "updates/s"),
+        shown(f"{what}: probes", len(waits), ""),
+    ]
