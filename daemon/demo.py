@@ -24,6 +24,7 @@ from daemon import servers
 from daemon.cli import fetch_status
 from daemon.demo_report import Report
 from daemon.flights import flights, messages
+from daemon.reading import Reader
 from daemon.settings import Settings, load
 from daemon.totals import quantile
 from schemas.errors import AfreshError
@@ -120,7 +121,19 @@ class Demo:
             "AFRESH_DEMO_FOLDER": str((self.folder / "state").resolve()),
         }
         config = Path(__file__).parent.parent / "deploy" / "demo.toml"
-        return load(config), config
+        settings = load(config)
+        if name != "flights":
+            stack.callback(self._leave_clean, settings, brokers)
+        return settings, config
+
+    def _leave_clean(self, settings: Settings, brokers: str) -> None:
+        """On servers that are not ours, what we made goes with us."""
+        with contextlib.suppress(Exception):
+            Reader(settings).remove()
+        with contextlib.suppress(Exception):
+            topic = settings.source.topics[0]
+            with contextlib.closing(kafka.KafkaAdminClient(bootstrap_servers=brokers)) as admin:
+                admin.delete_topics([topic, f"{topic}.dlq"])
 
     def _daemon(self, stack: contextlib.ExitStack, config: Path) -> "subprocess.Popen[bytes]":
         log = (self.folder / "daemon.log").open("wb")
