@@ -24,7 +24,7 @@ from learning.config import GruConfig, LearnerConfig
 from schemas.records import F32, F64
 
 SEEDS = (0, 1, 2)
-ENCODER = GruConfig(bucket_bits=13)  # 3,684 products: few share a bucket
+ENCODER = GruConfig(bucket_bits=13, window=128)  # 3,684 products: few share a bucket
 LEARNER = LearnerConfig(updates_per_record=0.01)
 TASKS = {"a": "returns within 90 days", "b": "which of 20 products next"}
 OURS, RANDOM, PTLS = "afresh, one pass", "same encoder, untrained", "pytorch-lifestream CoLES"

@@ -68,7 +68,7 @@ class ObjectiveBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 class SliceBase(ObjectiveBase, frozen=True, forbid_unknown_fields=True):
     """How slices are cut: so many per entity, each a share of the rows there are."""
 
-    slices: Annotated[int, Meta(ge=2, le=64)] = 5
+    slices: Annotated[int, Meta(ge=2, le=64)] = 2
     shortest: Annotated[float, Meta(gt=0, le=1)] = 0.2
     longest: Annotated[float, Meta(gt=0, le=1)] = 0.8
 
@@ -128,10 +128,10 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[learner]`; one `[[learner.objective]]` for each objective."""
 
     enabled: bool = True
-    objective: tuple[ObjectiveConfig, ...] = (ColesConfig(),)
+    objective: tuple[ObjectiveConfig, ...] = (ColesConfig(), BagConfig())
     batch_entities: Annotated[int, Meta(ge=2)] = 64
     min_entities: Annotated[int, Meta(ge=2)] = 64  # received before the first update
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 4e-3
     weight_decay: Annotated[float, Meta(ge=0)] = 1e-4
     warmup_updates: Annotated[int, Meta(ge=0)] = 100
     ema_decay: Annotated[float, Meta(ge=0, lt=1)] = 0.995
