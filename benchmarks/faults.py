@@ -173,6 +173,11 @@ class Service:
     def succeeded(self, epoch: int) -> bool:
         return self.epoch() > epoch
 
+    def snapshotted(self) -> bool:
+        """Every group has written a snapshot since the daemon started."""
+        shards = fetch_status(self.settings)["shards"].values()
+        return all(g["snapshots"] for shard in shards for g in shard["groups"])
+
     def send(self, n: int) -> None:
         """n records of random entities, in time order."""
         for _ in range(n):

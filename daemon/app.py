@@ -170,9 +170,10 @@ class App:
                 "learner",
                 lambda restarts: spawn.spawn_learner(spec, epoch_of(epoch, restarts), gpus),
             )
-            self._add(
-                "publisher", lambda restarts: spawn.spawn_publisher(spec, epoch_of(epoch, restarts))
-            )
+        # without a learner too: should Redis lose its data, the release must be told again
+        self._add(
+            "publisher", lambda restarts: spawn.spawn_publisher(spec, epoch_of(epoch, restarts))
+        )
         shards = min(spec.shard.shards, self._groups)
         for i in range(shards):
             mine = range(i, self._groups, shards)

@@ -2,11 +2,13 @@
 
 One short round each; `make test-faults` kills each ten times."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.faults import GROUPS, Service, kills, service
+from benchmarks.faults import GROUPS, Service, kills, service, until
 
 
 @pytest.fixture(scope="module")
@@ -35,5 +37,27 @@ def test_a_kill_loses_and_doubles_nothing(running: Service, what: str, rounds: i
 @pytest.mark.timeout(120)
 def test_a_stop_drains_and_the_state_holds_what_was_sent(running: Service) -> None:
     running.send(500)
+    until(running.settled, 60, running)
     assert running.stop() == 0
     assert running.in_state() == running.counts
+
+
+@pytest.mark.timeout(120)
+def test_without_a_learner_vectors_stay_fresh_and_snapshots_go_on(running: Service) -> None:
+    text = running.config.read_text()
+    running.config.write_text(text.replace("[learner]", "[learner]\nenabled = false"))
+    running.start()
+    running.send(300)
+    until(running.settled, 60, running)
+    until(running.snapshotted, 30, running)
+    assert running.stop() == 0
+    assert running.in_state() == running.counts and running.worst() <= 1e-5
+
+
+def test_without_a_learner_and_a_release_the_start_is_refused(running: Service) -> None:
+    config = running.folder / "other.toml"
+    config.write_text(running.config.read_text().replace('name = "faults"', 'name = "other"'))
+    command = [sys.executable, "-m", "daemon", "run", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "learner.enabled is false and there is no release to serve" in done.stderr
