@@ -204,21 +204,26 @@ class Group:
             names, vectors, release, state.last_us[slots], state.count[slots], state.since_us[slots]
         )
 
-    def write(
+    def post(
         self, sink: Sink, generation: int, vectors: Vectors, deletions: list[str]
-    ) -> WriteResult:
-        """One fenced pipeline: positions, then vectors. Raises SinkDown or Fenced."""
+    ) -> Callable[[], WriteResult]:
+        """One fenced pipeline: positions, then vectors. It or its answer may raise SinkDown or Fenced."""
         self.writes += 1
         positions = dict(zip(self.topics, self.positions, strict=True))
-        return sink.write(
+        return sink.post(
             self.number, self.epoch, self.writes, generation, positions, vectors, deletions
         )
 
     def paid(self, slots: I64, deletions: list[str], current: int) -> None:
-        """Redis has these. Vectors of an older release stay owed: the current one is still to reach them."""
+        """Redis gets these. Vectors of an older release stay owed: the current one is still to reach them."""
         self.state.owed[slots] = self.state.tag[slots] != current
         for name in deletions:
             self.owed_deletions.pop(name, None)
+
+    def refused(self, slots: I64, deletions: list[str]) -> None:
+        """Redis did not get what was thought to be paid; slots may have been freed since."""
+        self.state.owed[slots[self.state.placed[slots] > 0]] = True
+        self.owed_deletions |= dict.fromkeys(deletions)
 
     def owe_release(self, current: int, swap: int) -> None:
         """After a swap, resident entities of another release are to be written again.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
+import hiredis
 import msgspec
 import numpy as np
 import redis
@@ -67,6 +68,18 @@ class RedisSink:
         vectors: Vectors,
         deletions: list[str],
     ) -> WriteResult:
+        return self.post(group, epoch, write_number, generation, positions, vectors, deletions)()
+
+    def post(
+        self,
+        group: int,
+        epoch: int,
+        write_number: int,
+        generation: int,
+        positions: Mapping[str, int],
+        vectors: Vectors,
+        deletions: list[str],
+    ) -> Callable[[], WriteResult]:
         fence = group_key(self._stream, group)
         where = msgspec.json.encode(positions)
         prefix = entity_key(self._stream, generation, "")
@@ -83,16 +96,16 @@ class RedisSink:
         calls += [(lua.DELETE, [fence, *gone[i : i + step]], head) for i in starts]
         if self._lost:
             raise SinkDown(f"Redis at {self._config.address} was replaced; its data may be lost.")
-        written = 0
-        self._writing = True
-        try:
-            for i in range(0, len(calls), CALLS):
-                for answer in self._scripts(calls[i : i + CALLS]):
-                    self._check_fence(answer, fence, epoch)
-                    written += answer
-        finally:
-            self._writing = False
-        return WriteResult(written, len(keys) + len(gone) - written)
+        written, last = 0, (len(calls) - 1) // CALLS * CALLS
+        for i in range(0, last, CALLS):
+            written += self._taken(self._write(calls[i : i + CALLS])(), fence, epoch)
+        answers = self._write(calls[last:])
+
+        def result() -> WriteResult:
+            taken = written + self._taken(answers(), fence, epoch)
+            return WriteResult(taken, len(keys) + len(gone) - taken)
+
+        return result
 
     def publish_release(
         self, release: int, generation: int, encoder: Mapping[str, Value], manifest: str, epoch: int
@@ -152,12 +165,14 @@ class RedisSink:
             raise Fenced(f"{keys[0]} in Redis was set under a newer lease than {arguments[0]!r}.")
         return int(answer)
 
-    def _check_fence(self, answer: int, key: str, epoch: int) -> None:
-        if answer == lua.FENCED:
+    def _taken(self, answers: list[Any], key: str, epoch: int) -> int:
+        """Entities that Redis took."""
+        if lua.FENCED in answers:
             raise Fenced(f"{key} in Redis holds a newer epoch than {epoch}: a successor writes.")
-        if answer == lua.LOST:
+        if lua.LOST in answers:
             self._lost = True
             raise SinkDown(f"{key} in Redis no longer holds our epoch {epoch}: its data were lost.")
+        return sum(answers)
 
     def _connected(self, connection: Any) -> None:
         """On every connection, since the client makes new ones unasked: is it the same server?"""
@@ -178,10 +193,31 @@ class RedisSink:
                 self._client.connection_pool.disconnect()  # an answer may still be under way
                 raise
 
-    def _scripts(self, calls: list[Call]) -> list[Any]:
-        """Runs scripts in one round trip; all again where Redis did not know one of them."""
+    def _write(self, calls: list[Call]) -> Callable[[], list[Any]]:
+        """Sends scripts, whose answers are for later. No new connection may take over halfway."""
+        self._writing = True
         try:
-            return self._talk(lambda: self._run(calls))
+            read = self._talk(lambda: self._send(calls))
+        finally:
+            self._writing = False
+
+        def answers() -> list[Any]:
+            self._writing = True
+            try:
+                return self._again(calls, read)
+            finally:
+                self._writing = False
+
+        return answers
+
+    def _scripts(self, calls: list[Call]) -> list[Any]:
+        """Runs scripts in one round trip."""
+        return self._again(calls, lambda: self._run(calls))
+
+    def _again(self, calls: list[Call], first: Callable[[], list[Any]]) -> list[Any]:
+        """The answers of `first`; all calls again where Redis did not know one of the scripts."""
+        try:
+            return self._talk(first)
         except NoScriptError:
             for script in {script for script, _, _ in calls}:
                 self._talk(lambda text=script: self._client.script_load(text))  # type: ignore[misc]
@@ -191,25 +227,51 @@ class RedisSink:
             raise SinkDown(f"Redis at {self._config.address} forgets scripts at once.") from None
 
     def _run(self, calls: list[Call]) -> list[Any]:
-        pipe = self._client.pipeline(transaction=False)
-        for script, keys, arguments in calls:
-            pipe.execute_command(  # type: ignore[no-untyped-call]
-                "EVALSHA", _SHA[script], len(keys), *keys, *arguments
-            )
-        answers = pipe.execute(raise_on_error=False)
-        wrong = [a for a in answers if isinstance(a, Exception)]
-        for why in wrong:
-            if not isinstance(why, ResponseError):
-                raise why
-        if wrong:
-            raise next((why for why in wrong if isinstance(why, NoScriptError)), wrong[0])
-        return answers
+        return self._send(calls)()
+
+    def _send(self, calls: list[Call]) -> Callable[[], list[Any]]:
+        """Sends without redis-py's cost per command: Redis works while the next call is packed."""
+        pool = self._client.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            connection.send_packed_command(_packed(call) for call in calls)
+        except BaseException:
+            connection.disconnect()
+            pool.release(connection)
+            raise
+
+        def read() -> list[Any]:
+            answers: list[Any] = []
+            try:
+                for _ in calls:
+                    try:
+                        answers.append(connection.read_response())
+                    except ResponseError as why:
+                        answers.append(why)
+            except BaseException:
+                connection.disconnect()
+                raise
+            finally:
+                pool.release(connection)
+            wrong = [a for a in answers if isinstance(a, Exception)]
+            if wrong:
+                raise next((why for why in wrong if isinstance(why, NoScriptError)), wrong[0])
+            return answers
+
+        return read
 
 
 _SHA = {
     text: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
     for text in (lua.RAISE_FENCE, lua.WRITE, lua.DELETE, lua.PUBLISH, lua.SET_CURRENT)
 }
+
+
+def _packed(call: Call) -> bytes:
+    script, keys, arguments = call
+    words: Any = ("EVALSHA", _SHA[script], len(keys), *keys, *arguments)
+    packed: bytes = hiredis.pack_command(words)
+    return packed
 
 
 def _run_id(info: bytes) -> str:

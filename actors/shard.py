@@ -20,7 +20,7 @@ from actors.decode import Decoder
 from actors.embed import Releases
 from actors.group import Group
 from actors.ports import Batch, DeadLetters, LearnerPort, Source
-from actors.sink import Sink, Vectors
+from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import prune
 from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
@@ -57,6 +57,17 @@ class Ports:
     dead_letters: DeadLetters
     releases: Releases
     learner: LearnerPort | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A write that Redis has not answered yet, and what it was of."""
+
+    group: Group
+    slots: I64
+    deletions: list[str]
+    parts: list[Decoded]
+    answer: Callable[[], WriteResult]
 
 
 class Budget:
@@ -100,6 +111,7 @@ class Shard:
         self._due: dict[int, float] = {}
         self._chunk = 32
         self._sink_up = True
+        self._posted: Posted | None = None
         for i, group in enumerate(groups):
             # a first snapshot at once pins where a new group began; the others take turns
             part = (i + 1) / len(groups) if group.positions else 0.0
@@ -117,8 +129,9 @@ class Shard:
         if self.releases.refresh():
             self._swap()
         self._sink_turn()
+        most = max_records or self.config.max_records
         try:
-            batches = self.source.poll(max_records or self.config.max_records, self.config.poll_s)
+            batches = self.source.poll(most, self.config.poll_s)
             self._stats.source_up = self.source.up
         except SourceDown as error:
             log.warning("source_down", reason=str(error))
@@ -128,11 +141,14 @@ class Shard:
             by_group.setdefault(batch.group, []).append(batch)
         for number, mine in by_group.items():
             self._take(self.groups[number], mine)
+        taken = sum(len(batch.offsets) for batch in batches)
+        if taken < most:  # else more is waiting: Redis and we work at the same time
+            self._settle()
         self._pay_owed(idle=not batches)
         self._snapshot_turn()
         self._stats.progress += 1
         self._report()
-        return sum(len(batch.offsets) for batch in batches)
+        return taken
 
     # -- records ----------------------------------------------------------------------------------
 
@@ -154,32 +170,54 @@ class Shard:
             vectors, deletions, anew = group.live(touched, self.releases)
             self._stats.encoded += anew
             self._stats.stepped += int(touched.lengths[~touched.anew].sum())
-            if self._write(group, touched.slots, vectors, deletions):
-                self._fresh(parts)
+            self._post(group, touched.slots, vectors, deletions, parts)
         if group.phase != "replaying":
             self._sample(group, touched)
         if group.advance(self.releases.current is not None):
             log.info("serving", group=group.number, positions=group.positions)
 
-    def _write(self, group: Group, slots: I64, vectors: Vectors, deletions: list[str]) -> bool:
-        assert self.releases.current is not None
+    def _post(
+        self,
+        group: Group,
+        slots: I64,
+        vectors: Vectors,
+        deletions: list[str],
+        parts: list[Decoded],
+    ) -> None:
+        """Begins a write; while Redis works, the next records are polled, decoded and stepped."""
+        self._settle()
         current = self.releases.current
-        if not len(slots) and not deletions:
-            return False
+        assert current is not None
+        if not self._sink_up or not (len(slots) or deletions):
+            return
         try:
-            result = group.write(self.sink, current.manifest.generation, vectors, deletions)
+            answer = group.post(self.sink, current.manifest.generation, vectors, deletions)
         except SinkDown as error:
-            log.warning(
-                "sink_down", reason=str(error), next="the source is paused until it answers"
-            )
-            self._sink_up = False
-            for each in self.groups.values():
-                self.source.pause(each.number)
-            return False
+            self._sink_failed(error)
+            return
         group.paid(slots, deletions, current.number)
+        self._posted = Posted(group, slots, deletions, parts, answer)
+
+    def _settle(self) -> None:
+        """Waits for the write under way. One that failed is owed again, before any snapshot says otherwise."""
+        posted, self._posted = self._posted, None
+        if posted is None:
+            return
+        try:
+            result = posted.answer()
+        except SinkDown as error:
+            posted.group.refused(posted.slots, posted.deletions)
+            self._sink_failed(error)
+            return
         self._stats.written += result.written
         self._stats.refused += result.refused
-        return True
+        self._fresh(posted.parts)
+
+    def _sink_failed(self, error: SinkDown) -> None:
+        log.warning("sink_down", reason=str(error), next="the source is paused until it answers")
+        self._sink_up = False
+        for each in self.groups.values():
+            self.source.pause(each.number)
 
     def _fresh(self, parts: list[Decoded]) -> None:
         now_ms = self._wall() * 1000.0
@@ -244,8 +282,8 @@ class Shard:
             if found is None and not deletions:
                 continue
             slots, vectors = found or (np.zeros(0, np.int64), _no_vectors(self.releases))
-            if not self._write(group, slots, vectors, deletions):
-                return
+            self._post(group, slots, vectors, deletions, [])
+            self._settle()
             self._stats.encoded += len(slots)
             spent = self._clock() - began
             self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), 16, 1024))
@@ -274,17 +312,20 @@ class Shard:
         """Begins a snapshot that is due, copies a slab of the one under way, ends the one that is done."""
         for group in self.groups.values():
             if group.snapshot is not None:
-                began = self._clock()
                 if group.snapshot.done():
                     self._end_snapshot(group)
-                elif group.snapshot.turn(group.positions):
-                    self._observe(self._stats.snapshot_pause, self._clock() - began)
+                elif group.snapshot.ready():
+                    self._settle()  # `owed` is copied
+                    began = self._clock()
+                    if group.snapshot.turn(group.positions):
+                        self._observe(self._stats.snapshot_pause, self._clock() - began)
                 return
         # not while slabs are ahead of the positions: a new one would not say of whom
         caught_up = [n for n, group in self.groups.items() if group.state.marks is None]
         due = min(caught_up, key=lambda number: self._due[number], default=None)
         if due is not None and self._clock() >= self._due[due]:
             self._due[due] = self._clock() + self.config.snapshot_every_s
+            self._settle()
             self.groups[due].begin_snapshot(self.dead_letters.flush)
 
     def _end_snapshot(self, group: Group) -> None:
@@ -305,6 +346,7 @@ class Shard:
 
     def drain(self) -> None:
         """A last snapshot of every group, then all is closed."""
+        self._settle()
         for group in self.groups.values():
             self._finish_snapshot(group)  # the one under way is older than what was taken since
             if group.state.marks is not None:
@@ -319,7 +361,7 @@ class Shard:
             if group.snapshot.done():
                 self._end_snapshot(group)
             elif not group.snapshot.turn(group.positions):
-                group.snapshot.wait(0.05)
+                group.snapshot.wait(0.005)
 
     def close(self) -> None:
         self.source.close()

@@ -1,6 +1,6 @@
 """What is published, and the contract of its writer; `actors/redis_sink.py` is the real one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -80,6 +80,19 @@ class Sink(Protocol):
         deletions: list[str],
     ) -> WriteResult:
         """`write_number` grows within an epoch. No entity is in both vectors and deletions."""
+        ...
+
+    def post(
+        self,
+        group: int,
+        epoch: int,
+        write_number: int,
+        generation: int,
+        positions: Mapping[str, int],
+        vectors: Vectors,
+        deletions: list[str],
+    ) -> Callable[[], WriteResult]:
+        """Begins what `write` does; the answer is to be asked for before the next write begins."""
         ...
 
     def publish_release(

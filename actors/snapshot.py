@@ -22,12 +22,13 @@ import safetensors
 import safetensors.numpy
 import structlog
 
-from actors.state import SLAB, Marks, State
+from actors.state import SLAB, Marks, State, entity_bytes
 from schemas.errors import SnapshotError
 from schemas.records import I64
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+SLAB_BYTES = 8 << 20
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -171,10 +172,23 @@ def prune(root: Path, keep: int, upto: str, also: frozenset[str] = frozenset()) 
 # -- a group's snapshot ---------------------------------------------------------------------------
 
 
-def slab_tensors(state: State, lo: int, hi: int) -> dict[str, np.ndarray]:
-    """A raw copy of slots lo..hi; fast, because the stream waits for it."""
-    columns = {name: getattr(state.rows, name)[lo:hi].copy() for name in ROW_COLUMNS}
-    return columns | {name: getattr(state, name)[lo:hi].copy() for name in SLOT_COLUMNS}
+def slab_slots(state: State) -> int:
+    """Slots of one slab: what the stream waits for is a copy of bounded size, whatever a ring holds."""
+    each = entity_bytes(state.shape, state.window, state.hidden)
+    return min(max(SLAB_BYTES // each, 16), SLAB)
+
+
+def _columns(state: State) -> dict[str, np.ndarray]:
+    columns = {name: getattr(state.rows, name) for name in ROW_COLUMNS}
+    return columns | {name: getattr(state, name) for name in SLOT_COLUMNS}
+
+
+def _warm(state: State) -> dict[str, np.ndarray]:
+    """Room for a raw copy of one slab, touched: copies into new memory are many times slower."""
+    n = slab_slots(state)
+    return {
+        name: np.full_like(c[:1], 1, shape=(n, *c.shape[1:])) for name, c in _columns(state).items()
+    }
 
 
 ROW_COLUMNS = ("time_us", "position", "numbers", "categories", "missing")
@@ -185,7 +199,7 @@ SLOT_COLUMNS = (
 
 def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:
     """A slab as safetensors: used slots, the rows that their rings hold, their names."""
-    used = np.flatnonzero(raw["placed"] > 0)
+    used = np.flatnonzero(raw["placed"][: len(names)] > 0)
     out = {name: raw[name][used] for name in SLOT_COLUMNS}
     rows = np.minimum(raw["placed"][used], window)
     valid = np.arange(window) < rows[:, None]  # a ring that is not full has its rows at 0..n
@@ -212,6 +226,8 @@ class GroupSnapshot:
         self.name, self.positions = name, list(positions)
         self._state, self._at, self._slabs = state, 0, list[dict[str, Any]]()
         self._queue: Queue[Any] = Queue(maxsize=1)
+        self._buffers: Queue[dict[str, np.ndarray]] = Queue()
+        self._slots = slab_slots(state)
         self._result: Path | BaseException | None = None
         self._meta = meta | {
             "positions": self.positions, "window": state.window, "hidden": state.hidden,
@@ -220,12 +236,17 @@ class GroupSnapshot:
         self._thread = Thread(target=self._write, args=(root, before_commit), daemon=True)
         self._thread.start()
 
+    def ready(self) -> bool:
+        """Whether `turn` would copy: the writer has room."""
+        full = self._queue.full() or self._buffers.empty()
+        return not full and self._at >= 0 and self._result is None
+
     def turn(self, positions: list[int]) -> bool:
         """Copies one slab if the writer has room. True where it did: the stream waited for it."""
-        if self._queue.full() or self._at < 0 or self._result is not None:
+        if not self.ready():
             return False
         state = self._state
-        lo, hi = self._at, min(self._at + SLAB, len(state.names))
+        lo, hi = self._at, min(self._at + self._slots, len(state.names))
         if lo >= len(state.names):
             self._at = -1
             counts = {
@@ -234,7 +255,10 @@ class GroupSnapshot:
             }
             self._queue.put({"clock": state.clock, "counts": counts})
             return False
-        self._queue.put((slab_tensors(state, lo, hi), state.names[lo:hi], list(positions)))
+        raw = self._buffers.get()
+        for name, column in _columns(state).items():
+            raw[name][: hi - lo] = column[lo:hi]
+        self._queue.put((raw, state.names[lo:hi], list(positions)))
         self._at = hi
         return True
 
@@ -265,13 +289,17 @@ class GroupSnapshot:
 
     def _write(self, root: Path, before_commit: Callable[[], None]) -> None:
         def files() -> Iterator[tuple[str, bytes]]:
+            for _ in range(2):  # one is written while the next is copied
+                self._buffers.put(_warm(self._state))
             while not isinstance(item := self._queue.get(), dict):
                 if item is None:
                     raise SnapshotError("abandoned")
                 raw, names, positions = item
                 file = f"slab-{len(self._slabs):06d}.safetensors"
                 self._slabs.append({"file": file, "positions": positions})
-                yield file, _compact(raw, names, self._state.window)
+                data = _compact(raw, names, self._state.window)
+                self._buffers.put(raw)
+                yield file, data
             self._meta.update(item)
             before_commit()
 

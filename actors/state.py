@@ -1,7 +1,7 @@
 """The state of one partition group: per entity a ring of its last L records, counts, totals, recurrent state.
 
 Every column is one array over all slots, reserved whole at the start and committed by the system page by
-page on first touch: growing copies nothing, and a gather needs no loop over slabs. A slab is SLAB
+page on first touch: growing copies nothing, and a gather needs no loop over slabs. A slab is up to SLAB
 consecutive slots, the unit of snapshots (`actors/snapshot.py`).
 
 Shapes: E slots, L rows of a ring, M entities touched by a micro-batch, K running totals, H recurrent state.

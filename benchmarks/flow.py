@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,11 +48,11 @@ def name_of(entity: int) -> str:
     return f"entity-{entity:06d}"
 
 
-def columns(who: I64, start_ms: int = START_MS, seed: int = 0) -> dict[str, list[object]]:
+def columns(who: I64, start_ms: int = START_MS, seed: int = 0) -> dict[str, list[Any]]:
     """Values of the records, a millisecond apart."""
     rng = np.random.default_rng(seed)
     n = len(who)
-    out: dict[str, list[object]] = {"who": [name_of(e) for e in who.tolist()]}
+    out: dict[str, list[Any]] = {"who": [name_of(e) for e in who.tolist()]}
     out["at"] = (start_ms + np.arange(n)).tolist()
     for name in CATEGORIES:
         out[name] = [f"{name}-{v}" for v in (rng.zipf(1.4, n) % 500).tolist()]

@@ -1,6 +1,6 @@
 """A Sink in memory; tests/contracts holds it to what the real one promises."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -93,6 +93,30 @@ class MemorySink:
             stored = _stored(vectors, at, pair, group) if at < len(vectors) else pair
             self.server.entities[generation, name] = stored
         return WriteResult(written, len(vectors) + len(deletions) - written)
+
+    def post(
+        self,
+        group: int,
+        epoch: int,
+        write_number: int,
+        generation: int,
+        positions: Mapping[str, int],
+        vectors: Vectors,
+        deletions: list[str],
+    ) -> Callable[[], WriteResult]:
+        """What goes wrong is told with the answer, as over a network."""
+        try:
+            result = self.write(
+                group, epoch, write_number, generation, positions, vectors, deletions
+            )
+        except (SinkDown, Fenced) as error:
+            wrong = error
+
+            def fail() -> WriteResult:
+                raise wrong
+
+            return fail
+        return lambda: result
 
     def publish_release(
         self, release: int, generation: int, encoder: Mapping[str, Value], manifest: str, epoch: int
