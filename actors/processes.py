@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -26,8 +26,11 @@ from actors.shard import Ports, Shard, ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import EncoderConfig, LearnerConfig
-from schemas.errors import AfreshError, LeaseLost
+from schemas.errors import AfreshError, LeaseLost, SinkDown
 from schemas.records import StreamConfig
+
+if TYPE_CHECKING:
+    from actors.learn import Learn
 
 log = structlog.get_logger()
 
@@ -168,10 +171,18 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     if spec.source.checks_partition:
         for group in opened:
             group.partitions = spec.groups
+    sink = RedisSink(spec.redis, spec.name)
+    try:
+        for warning in sink.check():
+            log.warning("redis", warning=warning)
+    except SinkDown as error:
+        log.warning(
+            "sink_down", reason=str(error), next="state fills; vectors wait until it answers"
+        )
     ports = Ports(
         source,
         make_decoder(spec.stream, spec.decode),
-        RedisSink(spec.redis, spec.name),
+        sink,
         KafkaDeadLetters(spec.source, spec.name),
         Releases(spec.releases, spec.shard.threads),
         learner,
@@ -183,29 +194,28 @@ class LearnProcess(Worker):
     """Owns the learner. Only this process and the publisher's import torch."""
 
     def __init__(self, spec: Spec, epoch: int) -> None:
-        from actors.learn import Learn
-
-        self._learn = Learn(
-            spec.learner,
-            spec.encoder,
-            spec.stream.shape,
-            spec.root / "learner",
-            epoch,
-            spec.release,
-        )
+        self._spec, self._epoch = spec, epoch
+        self._learn: Learn | None = None
         super().__init__(nice=10)
 
     def offer(self, parts: list[Any]) -> bool:
-        return self._learn.offer(parts)
+        return self._learn is not None and self._learn.offer(parts)
 
     def forget(self, entities: list[int]) -> None:
-        self._learn.forget(entities)
+        """A learner that is still restoring forgets later: the shard's replay tells it again."""
+        if self._learn is not None:
+            self._learn.forget(entities)
 
     def body(self, stopping: Callable[[], bool]) -> None:
+        from actors.learn import Learn
+
+        s = self._spec
+        folder = s.root / "learner"
+        self._learn = Learn(s.learner, s.encoder, s.stream.shape, folder, self._epoch, s.release)
         self._learn.run(stopping)
 
     def stats(self) -> Any:
-        return self._learn.stats()
+        return self._learn.stats() if self._learn is not None else None
 
 
 class PublishProcess(Worker):

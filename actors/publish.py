@@ -4,6 +4,7 @@ export > rotation onto the served release > ONNX checker > parity > files > `enc
 A release that a check refuses keeps its files in `refused/` and changes nothing for anybody."""
 
 import hashlib
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from actors.encode import (
 )
 from actors.graphs import in_parts, interface, of_encoder, some
 from actors.redis_sink import RedisSink
+from actors.shard import resident_bytes
 from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
@@ -102,6 +104,11 @@ class Publish:
             self._release_newest(current)
         if current:
             self._describe(self._manifest(current))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        self._stats.memory_bytes, self._stats.cpu_s = (
+            resident_bytes(),
+            usage.ru_utime + usage.ru_stime,
+        )
 
     def _describe(self, m: Manifest) -> None:
         s = self._stats

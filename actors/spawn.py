@@ -36,8 +36,9 @@ def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
         if ray_folder
         else Path(tempfile.gettempdir()) / f"afresh-{os.getuid()}-{short}"
     )
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True, mode=0o700)
+    for session in home.glob("session_*"):  # nothing else: the folder may be one that others use
+        shutil.rmtree(session, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     token = folder / "ray-token"
     token.unlink(missing_ok=True)
     fd = os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

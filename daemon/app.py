@@ -11,7 +11,7 @@ import structlog
 
 from actors import lease as leases
 from actors import spawn
-from actors.encode import current_release
+from actors.encode import current_release, read_release
 from actors.processes import Spec, Status
 from actors.shard import resident_bytes
 from actors.snapshot import epoch_of, write_file
@@ -32,6 +32,7 @@ from daemon.supervisor import (
 )
 from daemon.totals import Snapshot, Totals
 from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
+from schemas.published import Manifest
 
 log = structlog.get_logger()
 TURN_S = 0.2
@@ -145,7 +146,10 @@ class App:
                 "moved. Start a stream of another name from source.start, or restore the partition count."
             )
         write_file(known, str(self._groups).encode())
-        if not settings.learner.enabled and not current_release(settings.releases):
+        current = current_release(settings.releases)
+        if current:
+            refuse_changed(settings, read_release(settings.releases / str(current))[0])
+        elif not settings.learner.enabled:
             raise SettingsError(
                 "learner.enabled is false and there is no release to serve in "
                 f"{settings.releases}. Set learner.enabled = true until the first release, or copy one there."
@@ -322,3 +326,19 @@ class App:
         if phases & {"starting", "replaying"}:
             missing.append("groups are catching up with what Redis has seen")
         return missing
+
+
+def refuse_changed(settings: Settings, served: Manifest) -> None:
+    """Raises SettingsError where the settings no longer fit the release that is served."""
+    for key, before, now in (
+        ("encoder.dim", served.dim, settings.encoder.dim),
+        ("encoder.window", served.window, settings.encoder.window),
+        ("encoder.hidden × encoder.layers", served.state, settings.encoder.state),
+        ("stream.session_gap_s", served.session_gap_us / 1e6, settings.stream.session_gap_s),
+        ("stream.field", served.numbers + served.categories, settings.stream.columns),
+    ):
+        if before != now:
+            raise SettingsError(
+                f"{key} is {now}, release {served.release} was made with {before}. It may not change while "
+                "releases are served: set it back, or start a stream of another name."
+            )

@@ -151,6 +151,8 @@ def running(server: Server) -> Iterator[Server]:
     try:
         server.start()
         yield server
+    except GeneratorExit:  # let go of by whoever keeps it: not an error
+        raise
     except BaseException:
         kept = False
         raise

@@ -281,6 +281,7 @@ class Demo:
         self.out.print(
             f"Left running. Metrics: {address}/metrics  Status: {address}/status", soft_wrap=True
         )
+        self.out.print("To stop it, the daemon first: see the README, 'Try it by hand'.")
         self.out.print(
             f"Commands: export {names}\n  afresh status --config {config}", soft_wrap=True
         )

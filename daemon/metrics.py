@@ -253,6 +253,8 @@ class ServiceCollector(Collector):
             yield name, shard.memory_bytes, shard.cpu_s
         if s.learner is not None:
             yield "learner", s.learner.memory_bytes, s.learner.cpu_s
+        if s.publisher is not None:
+            yield "publisher", s.publisher.memory_bytes, s.publisher.cpu_s
 
 
 def _gauge(name: str, text: str, stream: str, value: float) -> Metric:

@@ -58,7 +58,7 @@ COUNTS = {
         "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
     ),
     LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "cpu_s"),
-    PublisherStats: ("releases", "refused"),
+    PublisherStats: ("releases", "refused", "cpu_s"),
 }  # fmt: skip
 """Fields that count; the others are of the moment."""
 HIGHEST = {LearnerStats: ("updates",)}

@@ -104,3 +104,5 @@ class PublisherStats:
     overlap_cosine: float = float("nan")
     overlap_neighbours: float = float("nan")
     sink_up: bool = False
+    memory_bytes: int = 0
+    cpu_s: float = 0.0
