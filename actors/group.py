@@ -39,6 +39,7 @@ class Group:
     partitions: int = 0  # of each topic, where entities are checked to belong here; 0: unchecked
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
+    acked: list[int] = field(default_factory=list)  # positions that Redis is known to have taken
     swap: int = 0  # up to which swap of releases `state.owed` tells what Redis lacks
     owed_deletions: dict[str, None] = field(default_factory=dict)
     queue: I64 = field(
@@ -77,7 +78,7 @@ class Group:
             positions = restore(found, state)
             owed = dict.fromkeys(found.meta["owed_deletions"])
             group = cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
-            group.swap = found.meta["swap"]
+            group.swap, group.acked = found.meta["swap"], found.meta["acked"]
             return group
 
         group = newest(folder, load)
@@ -91,6 +92,11 @@ class Group:
         """Shuts older owners out of Redis, then learns how far readers have been brought."""
         seen = sink.raise_fence(self.number, self.epoch)
         self.silent_until = [seen.get(topic, 0) for topic in self.topics]
+        if any(map(int.__lt__, self.silent_until, self.acked)):
+            log.warning(
+                "redis_lost_data", group=self.number, next="all its entities are written again"
+            )
+            self.owe_everything()
         self.phase = "replaying"
 
     def advance(self, released: bool) -> bool:
@@ -209,10 +215,18 @@ class Group:
     ) -> Callable[[], WriteResult]:
         """One fenced pipeline: positions, then vectors. It or its answer may raise SinkDown or Fenced."""
         self.writes += 1
-        positions = dict(zip(self.topics, self.positions, strict=True))
-        return sink.post(
+        reached = list(self.positions)
+        positions = dict(zip(self.topics, reached, strict=True))
+        answer = sink.post(
             self.number, self.epoch, self.writes, generation, positions, vectors, deletions
         )
+
+        def acknowledged() -> WriteResult:
+            result = answer()
+            self.acked = reached
+            return result
+
+        return acknowledged
 
     def paid(self, slots: I64, deletions: list[str], current: int) -> None:
         """Redis gets these. Vectors of an older release stay owed: the current one is still to reach them."""
@@ -252,6 +266,7 @@ class Group:
             "topics": list(self.topics),
             "owed_deletions": list(self.owed_deletions),
             "swap": self.swap,
+            "acked": self.acked,
         }
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit

@@ -341,3 +341,15 @@ def test_a_record_in_another_entitys_partition_is_a_dead_letter_and_says_why(fol
     assert (letter.batch.group, letter.error) == (wrong, "misplaced")
     assert f"belongs to partition {home}" in letter.reason and "check_partition" in letter.reason
     assert published(server)["a"][0] == 1
+
+
+def test_a_redis_emptied_while_nobody_ran_is_filled_again(folder: Path) -> None:
+    records = stream(60, 6, 9)
+    source, server = MemorySource(records), MemoryServer()
+    shard = make_shard(folder, source, server)
+    settle(shard)
+    shard.drain()
+    server.lose()
+    again = make_shard(folder, source, server, restarts=1)
+    settle(again)
+    assert_same(published(server), from_scratch(records, folder / "releases" / "1"))
