@@ -23,6 +23,7 @@ from schemas.errors import SnapshotError
 from schemas.records import I64, OFFSET_BITS, Decoded, Rows, Shape
 from schemas.stats import GroupStats
 
+QUEUE = 16_384
 log = structlog.get_logger()
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
@@ -196,7 +197,11 @@ class Group:
                 owed = np.flatnonzero(state.owed[: len(state.names)])
                 if not len(owed):
                     return None
-                self.queue = owed[np.argsort(-state.touched[owed], kind="stable")]
+                age = -state.touched[owed]
+                if len(owed) > QUEUE:  # to sort a million would hold the stream up
+                    owed = owed[np.argpartition(age, QUEUE)[:QUEUE]]
+                    age = -state.touched[owed]
+                self.queue = owed[np.argsort(age, kind="stable")]
             slots, self.queue = self.queue[:most], self.queue[most:]
             slots = slots[state.owed[slots]]
             if len(slots):

@@ -21,7 +21,6 @@ from actors.embed import Releases
 from actors.group import Group
 from actors.ports import Batch, DeadLetters, LearnerPort, Source
 from actors.sink import Sink, Vectors, WriteResult
-from actors.snapshot import prune
 from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
 from schemas.records import I64, Decoded, Windows, category_hash
@@ -341,7 +340,6 @@ class Shard:
             return
         group.snapshots += 1
         group.snapshot_at = self._clock()
-        prune(group.folder, keep=2, upto=snapshot.name)
         self.source.commit(group.number, snapshot.positions)
 
     def drain(self) -> None:

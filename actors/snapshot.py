@@ -307,6 +307,7 @@ class GroupSnapshot:
             self._result = write_folder(
                 root, self.name, files(), lambda: self._meta | {"slabs": self._slabs}
             )
+            prune(root, keep=2, upto=self.name)  # here, for it can take a second
         except BaseException as error:
             self._result = error
             with suppress(Exception):
