@@ -211,8 +211,12 @@ class LearnProcess(Worker):
 
         s = self._spec
         folder = s.root / "learner"
-        self._learn = Learn(s.learner, s.encoder, s.stream.shape, folder, self._epoch, s.release)
-        self._learn.run(stopping)
+        learn = Learn(s.learner, s.encoder, s.stream.shape, folder, self._epoch, s.release)
+        self._learn = learn
+        early, self._early = self._early, []
+        if early:
+            learn.offer(early)
+        learn.run(stopping)
 
     def stats(self) -> Any:
         return self._learn.stats() if self._learn is not None else None
