@@ -196,15 +196,24 @@ class LearnProcess(Worker):
     def __init__(self, spec: Spec, epoch: int) -> None:
         self._spec, self._epoch = spec, epoch
         self._learn: Learn | None = None
+        self._early: list[Any] = []  # what comes while torch loads: the stream may be short
+        self._early_forget: list[int] = []
         super().__init__(nice=10)
 
     def offer(self, parts: list[Any]) -> bool:
-        return self._learn is not None and self._learn.offer(parts)
+        if self._learn is not None:
+            return self._learn.offer(parts)
+        size = sum(windows.nbytes for _, _, windows in (*self._early, *parts))
+        if self._early and size > self._spec.learner.queue_bytes:
+            return False
+        self._early += parts
+        return True
 
     def forget(self, entities: list[int]) -> None:
-        """A learner that is still restoring forgets later: the shard's replay tells it again."""
         if self._learn is not None:
             self._learn.forget(entities)
+        else:
+            self._early_forget += entities
 
     def body(self, stopping: Callable[[], bool]) -> None:
         from actors.learn import Learn
@@ -213,9 +222,10 @@ class LearnProcess(Worker):
         folder = s.root / "learner"
         learn = Learn(s.learner, s.encoder, s.stream.shape, folder, self._epoch, s.release)
         self._learn = learn
-        early, self._early = self._early, []
-        if early:
-            learn.offer(early)
+        learn.forget(self._early_forget)
+        if self._early:
+            learn.offer(self._early)
+            self._early = []
         learn.run(stopping)
 
     def stats(self) -> Any:
