@@ -69,6 +69,8 @@ class Demo:
                     target=self._send, args=(settings, messages(table)), daemon=True
                 )
                 sender.start()
+                stack.callback(sender.join, 20)
+                stack.callback(self._stop.set)  # last in, first out: before anything else stops
                 status = self._watch(settings, daemon, len(table), began)
                 report = Report(settings, table)
                 self.out.print(report.summary(status, time.monotonic() - began))
@@ -162,12 +164,14 @@ class Demo:
                 bootstrap_servers=os.environ["AFRESH_KAFKA"], linger_ms=20, batch_size=128 << 10
             )
             topic = settings.source.topics[0]
-            for self._sent, (key, value) in enumerate(pairs, start=1):
-                producer.send(topic, value=value, key=key)
-                if self._sent % 100 == 0 and not self._pace(self._sent / len(pairs)):
-                    break
-            producer.flush(60)
-            producer.close(5)
+            try:
+                for self._sent, (key, value) in enumerate(pairs, start=1):
+                    producer.send(topic, value=value, key=key)
+                    if self._sent % 100 == 0 and not self._pace(self._sent / len(pairs)):
+                        break
+                producer.flush(30)
+            finally:
+                producer.close(5)
         except BaseException as error:
             self._error = error
 
