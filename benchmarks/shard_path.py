@@ -26,10 +26,10 @@ from benchmarks.items import Item, at_least, shown
 from daemon import servers
 from schemas.records import I64
 
-RECORDS = {"json": 80_000, "arrow": 160_000}
+RECORDS = {"json": 60_000, "arrow": 120_000}
 MESSAGES = {"json": 2048, "arrow": 4}  # of a micro-batch: some 2,000 records either way
 BARS = {"json": 0.75, "arrow": 0.6}
-ROUNDS, OVERSHOT = 8, 2048
+ROUNDS, OVERSHOT = 6, 2048
 
 
 def produce(brokers: str, topic: str, messages: list[bytes]) -> None:
