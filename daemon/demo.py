@@ -35,10 +35,10 @@ BUDGET_S = 170.0
 """The demo ends by itself within this time, whatever has been reached."""
 UPDATES = 1500
 """Enough to see what is learnt; learning itself never ends."""
-HISTORY = 0.2
+HISTORY = 0.3
 """This share of the flights is sent at once; the others follow after the first release, at RATE, so that
 freshness is what a stream sees and not what a backlog does."""
-RATE = 4000.0
+RATE = 6000.0
 """Records per second."""
 
 
