@@ -285,7 +285,8 @@ class Shard:
             self._settle()
             self._stats.encoded += len(slots)
             spent = self._clock() - began
-            self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), 16, 1024))
+            if len(slots) == self._chunk:  # a few are no measure of what many would take
+                self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), 16, 1024))
             self._encoding.spend(spent)
             return
 

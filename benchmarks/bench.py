@@ -21,7 +21,6 @@ from benchmarks.items import Item, at_least, shown
 from daemon import servers
 
 BUILD = Path(__file__).parents[1] / "build"
-MAXIMUM = "shard path, json"
 
 
 class Bench:
@@ -42,7 +41,7 @@ class Bench:
         return {
             "json": lambda: apart(shard_path.measure, *self.servers(), "json"),
             "arrow": lambda: apart(shard_path.measure, *self.servers(), "arrow"),
-            "freshness": self._freshness,
+            "freshness": lambda: freshness.measure(*self.servers()),
             "cas": self._cas,
             "swap": lambda: apart(releases.swap, *self.servers()),
             "export": lambda: apart(releases.exports),
@@ -60,10 +59,6 @@ class Bench:
                     self._found += measure()
                 out.print(f"{name} took {time.monotonic() - began:.0f} s", style="dim")
         return self._found
-
-    def _freshness(self) -> list[Item]:
-        rates = [item["value"] for item in self._found if item["name"] == MAXIMUM]
-        return freshness.measure(*self.servers(), rates[0] if rates else 10_000.0)
 
     def _cas(self) -> list[Item]:
         found = apart(cas.measure, self.servers()[1], 3)

@@ -39,6 +39,14 @@ def even(n: int, entities: int = ENTITIES) -> I64:
     return np.resize(order, n)
 
 
+def uneven(entities: int = ENTITIES) -> I64:
+    """Whose each record of a history is: one to L/2 records of each, so that later not all of them come to
+    an anchor, and are encoded anew, at the same moment."""
+    rng = np.random.default_rng(1)
+    who = np.repeat(np.arange(entities), rng.integers(1, ENCODER.window // 2 + 1, entities))
+    return rng.permutation(who)
+
+
 def skewed(n: int, entities: int = ENTITIES) -> I64:
     """Whose each record is: a few have most, as in streams that people make."""
     return np.asarray(np.random.default_rng(0).zipf(1.2, n) % entities)
