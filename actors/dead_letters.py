@@ -17,13 +17,17 @@ from actors.arrow_guard import batches
 from actors.kafka_client import abandon, connected
 from actors.kafka_cluster import Cluster
 from actors.kafka_config import SourceConfig
+from actors.kafka_errors import translated
 from actors.ports import Batch, DeadLetters
-from schemas.errors import AfreshError, SourceDown, SourceError
+from schemas.errors import AfreshError, SourceDown
 
 log = structlog.get_logger()
 
 KEPT_BYTES = 64 << 10
 """Of a value that is too large, so much."""
+KEPT_KEY = 4 << 10
+"""Of a key: no entity's name is as long, and a topic that takes 64 KB must take the letter."""
+MOST_REASON = 2000
 MOST_RECORDS = 10_000
 MOST_BYTES = 16 << 20
 AT_ONCE = 1000
@@ -136,9 +140,13 @@ class KafkaDeadLetters(DeadLetters):
             with self._changed:
                 self._waiting[done] = shorter
                 self._bytes -= letters[done].nbytes - shorter.nbytes
-        except (kafka.errors.KafkaError, AfreshError, OSError) as error:
+        except AfreshError as error:
+            self._drop()
+            return done, str(error)
+        except (kafka.errors.KafkaError, OSError) as error:
             self._drop()  # an idempotent producer does not go on after a loss
-            return done, str(error) or type(error).__name__
+            asked = f"to write to the topic {letters[done].topic!r}"
+            return done, str(translated(error, self._config, asked))
         return done, ""
 
     def _produce(self, letter: Letter) -> Any:
@@ -160,17 +168,14 @@ class KafkaDeadLetters(DeadLetters):
         )
 
     def _create(self, topic: str) -> None:
-        try:
-            if self._cluster.create(topic, self._config.dlq.partitions):
-                log.info("dead_letter_topic_created", topic=topic)
-        except SourceError as error:
-            log.warning(
-                "dead_letter_topic_not_created", topic=topic, reason=str(error), next="create it"
-            )
+        """Where it is missing; asked again until it is there."""
+        if self._cluster.create(topic, self._config.dlq.partitions):
+            log.info("dead_letter_topic_created", topic=topic)
         self._known.add(topic)
 
     def _drop(self) -> None:
         producer, self._producer = self._producer, None
+        self._known.clear()  # a topic may have been deleted: it is looked for again
         if producer is not None:
             abandon(producer)
 
@@ -181,7 +186,7 @@ def _letter(
     error, reason, row = why
     topic = config.topics[batch.topic]
     headers = [
-        ("reason", reason.encode()),
+        ("reason", reason[:MOST_REASON].encode(errors="replace")),
         ("error", error.encode()),
         ("topic", topic.encode()),
         ("partition", b"%d" % batch.group),
@@ -196,7 +201,12 @@ def _letter(
         value = b""
     elif row is not None or isinstance(value, pa.RecordBatch):
         value = _ipc(value, row)
-    letter = Letter(topic + config.dlq.suffix, batch.keys[at], value, headers)
+    key = batch.keys[at]
+    if key is not None and len(key) > KEPT_KEY:
+        digest = hashlib.sha256(key).hexdigest().encode()
+        headers += [("key_size", b"%d" % len(key)), ("key_sha256", digest)]
+        key = key[:KEPT_KEY]
+    letter = Letter(topic + config.dlq.suffix, key, value, headers)
     return letter if len(value) <= config.dlq.max_bytes else _shortened(letter)
 
 

@@ -50,7 +50,7 @@ class Releases:
             release = Release.load(self.folder / str(number), self.threads)
             self._warm(release)
             self._next = release, swap
-        except ReleaseError as error:
+        except Exception as error:  # whatever the runtime raises: it would be tried at every turn
             self._refused = swap
             log.error(
                 "release_refused",

@@ -3,18 +3,22 @@
 On disk a release is the folder `<state>/<stream>/releases/<r>` of encode.onnx and step.onnx, its manifest
 holding a schemas.published.Manifest; the file `releases/current` names the one to serve."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnxruntime as ort
+import structlog
 
 from actors.snapshot import Folder, write_file
+from learning.inline import check_inline
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
 from schemas.records import F32, F64, I64, Rows
 
+log = structlog.get_logger()
 CURRENT = "current"
 ENCODE, STEP = "encode.onnx", "step.onnx"
 
@@ -37,6 +41,31 @@ def set_current(releases: Path, release: int) -> None:
     write_file(releases / CURRENT, f"{release} {current_swap(releases)[1] + 1}".encode())
 
 
+def usable_release(releases: Path) -> int:
+    """The release to serve, verified; 0 where there is none yet.
+
+    Where its files are damaged the newest whole one before it becomes current. ReleaseError: none is whole."""
+    current = current_release(releases)
+    if not current:
+        return 0
+    numbers = [int(p.name) for p in releases.iterdir() if p.name.isdigit()]
+    reasons = []
+    for number in sorted((n for n in numbers if n <= current), reverse=True):
+        try:
+            read_release(releases / str(number))
+        except ReleaseError as error:
+            reasons.append(str(error))
+            log.error("release_damaged", release=number, reason=str(error), next="the one before")
+            continue
+        if number != current:
+            set_current(releases, number)
+        return number
+    raise ReleaseError(
+        f"{releases}: none of the releases up to {current} is whole. {reasons[0] if reasons else ''} Restore the "
+        "folder from a backup, or remove it, and the learner's next snapshot becomes the first release."
+    )
+
+
 def read_release(folder: Path) -> tuple[Manifest, bytes, bytes]:
     """Manifest and both graphs. Raises ReleaseError unless their SHA-256 are the manifest's."""
     try:
@@ -48,13 +77,22 @@ def read_release(folder: Path) -> tuple[Manifest, bytes, bytes]:
 
 
 def session(graph: bytes, threads: int) -> ort.InferenceSession:
-    """A session on the GPU where there is one, in full float32 precision."""
+    """A session on the GPU where there is one, in full float32 precision.
+
+    Raises ReleaseError where the graph names other files."""
+    check_inline(graph)
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     providers: list[object] = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in ort.get_available_providers() and Path("/dev/nvidia0").exists():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in (
+        "",
+        "-1",
+    )  # Ray's way of saying: not for you
+    gpu = Path("/dev/nvidia0").exists() and not hidden
+    if gpu and "CUDAExecutionProvider" in ort.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
     return ort.InferenceSession(graph, options, providers=providers)
 

@@ -16,14 +16,17 @@ from actors.decode import BadRecord, Decoder
 from actors.embed import Releases, embed, encode_anew
 from actors.partitioner import partitions_of
 from actors.ports import Batch
+from actors.quarantine import Quarantine, joined, plain
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
 from actors.state import State, Touched
 from schemas.errors import SnapshotError
-from schemas.records import I64, OFFSET_BITS, Decoded, Rows, Shape
+from schemas.records import I64, OFFSET_BITS, Decoded, Shape
 from schemas.stats import GroupStats
 
 QUEUE = 16_384
+LOSS = "#loss"  # beside the positions in Redis (no topic has such a name); absent before the first loss
+FILES = "files:"  # how the one topic of a backfill begins; no topic of Kafka has such a name
 log = structlog.get_logger()
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
@@ -38,11 +41,15 @@ class Group:
     folder: Path
     fields: tuple[str, ...] = ()
     partitions: int = 0  # of each topic, where entities are checked to belong here; 0: unchecked
+    quarantine: Quarantine | None = None  # None: what crashes the decoder does so again
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
     acked: list[int] = field(default_factory=list)  # positions that Redis is known to have taken
+    loss: int = 0  # which filling of Redis we write; another number after each loss
+    acked_loss: int = 0  # ... and the one that Redis is known to have
     swap: int = 0  # up to which swap of releases `state.owed` tells what Redis lacks
     owed_deletions: dict[str, None] = field(default_factory=dict)
+    forgets: list[int] = field(default_factory=list)  # of the snapshot: see Shard
     queue: I64 = field(
         default_factory=lambda: np.zeros(0, np.int64)
     )  # owed slots, most recent first
@@ -50,6 +57,7 @@ class Group:
     snapshots: int = 0
     snapshot_failures: int = 0
     snapshot_at: float | None = None
+    opened_at: float = 0.0  # by the shard's clock
     snapshot: GroupSnapshot | None = None
 
     @classmethod
@@ -72,14 +80,16 @@ class Group:
             for what, now in (("topics", list(topics)), ("fields", list(fields))):
                 if found.meta[what] != now:
                     raise SnapshotError(
-                        f"{found.path} has the {what} {found.meta[what]}, the settings name {now}. They may "
-                        "not change over a snapshot: set them back, or start a stream of another name."
+                        f"{found.path} has the {what} {found.meta[what]}, the settings name {now}. "
+                        + _remedy(found.meta[what])
                     )
             state = State(shape, window, hidden, slots)
             positions = restore(found, state)
             owed = dict.fromkeys(found.meta["owed_deletions"])
             group = cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
             group.swap, group.acked = found.meta["swap"], found.meta["acked"]
+            group.loss = group.acked_loss = found.meta["loss"]
+            group.forgets = found.meta["forgets"]
             return group
 
         group = newest(folder, load)
@@ -91,25 +101,35 @@ class Group:
 
     def raise_fence(self, sink: Sink) -> None:
         """Shuts older owners out of Redis, then learns how far readers have been brought."""
+        self.silent_until = self.check_fence(sink)
+        self.phase = "replaying"
+
+    def check_fence(self, sink: Sink) -> list[int]:
+        """Raises the fence where it is not there, and returns Redis's positions.
+
+        If they are behind what Redis has acknowledged, all is owed again; likewise where Redis was emptied
+        and another process has filled a part of it since."""
         seen = sink.raise_fence(self.number, self.epoch)
-        self.silent_until = [seen.get(topic, 0) for topic in self.topics]
-        if any(map(int.__lt__, self.silent_until, self.acked)):
+        positions = [seen.get(topic, 0) for topic in self.topics]
+        loss = seen.get(LOSS, 0)
+        if loss != self.acked_loss or any(map(int.__lt__, positions, self.acked)):
             log.warning(
                 "redis_lost_data", group=self.number, next="all its entities are written again"
             )
             self.owe_everything()
-        self.phase = "replaying"
+            self.acked, self.acked_loss = list(positions), loss
+        return positions
 
     def advance(self, released: bool) -> bool:
         """Moves on to the phase that positions and release allow. True when serving has just begun."""
+        marks = self.state.marks
+        if marks is not None and np.all(marks.offsets.max(0, initial=0) <= self.positions):
+            self.state.marks = None  # all that the slabs held is behind us
         if self.phase == "replaying" and all(map(int.__ge__, self.positions, self.silent_until)):
             self.phase = "waiting"
         if self.phase == "waiting" and released:
             self.phase = "serving"
             return True
-        marks = self.state.marks
-        if marks is not None and np.all(marks.offsets.max(0, initial=0) <= self.positions):
-            self.state.marks = None  # all that the slabs held is behind us
         return False
 
     # -- records in -------------------------------------------------------------------------------
@@ -125,9 +145,8 @@ class Group:
                 keys=list(itertools.compress(batch.keys, keep)),
                 values=list(itertools.compress(batch.values, keep)),
             )
-        decoded, bad = decoder.decode(
-            batch.topic, batch.offsets, batch.timestamps_ms, batch.keys, batch.values
-        )
+        decode = self.quarantine.decode if self.quarantine else plain
+        decoded, bad = decode(batch, decoder)
         self.positions[batch.topic] = max(position, batch.next_offset)
         if self.partitions > 1 and decoded.entities:
             decoded, misplaced = self._misplaced(batch, decoded)
@@ -140,16 +159,21 @@ class Group:
         keep = belongs == self.number
         if keep.all():
             return decoded, []
-        at = np.searchsorted(batch.offsets, decoded.rows.position & OFFSET_MASK)
+        rows = np.flatnonzero(~keep)
+        at = np.searchsorted(batch.offsets, decoded.rows.position[rows] & OFFSET_MASK)
+        messages, firsts, counts = np.unique(at, return_index=True, return_counts=True)
         bad = [
             BadRecord(
-                int(at[i]),
+                message,
                 "misplaced",
-                f"the entity {decoded.entities[i]!r} belongs to partition {belongs[i]}, this is "
-                f"{self.number}: key the topic by entity with Kafka's default partitioner (murmur2), or "
-                "set source.check_partition = false if all topics are dealt by another one.",
+                f"the entity {decoded.entities[row]!r} belongs to partition {belongs[row]}, this is "
+                f"{self.number}{f', as do {n - 1} more rows of the message' if n > 1 else ''}: key the topic "
+                "by entity with Kafka's default partitioner (murmur2), or set source.check_partition = "
+                "false if all topics are dealt by another one.",
             )
-            for i in np.flatnonzero(~keep).tolist()
+            for message, row, n in zip(
+                messages.tolist(), rows[firsts].tolist(), counts.tolist(), strict=True
+            )
         ]
         kept = list(itertools.compress(decoded.entities, keep.tolist()))
         columns = decoded.rows.take(keep), kept, decoded.deleted[keep], decoded.timestamp_ms[keep]
@@ -157,7 +181,7 @@ class Group:
 
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
-        decoded = parts[0] if len(parts) == 1 else _joined(parts)
+        decoded = parts[0] if len(parts) == 1 else joined(parts)
         touched = self.state.apply(decoded)
         self.owe(touched)
         return touched
@@ -222,13 +246,16 @@ class Group:
         self.writes += 1
         reached = list(self.positions)
         positions = dict(zip(self.topics, reached, strict=True))
+        if loss := self.loss:
+            positions[LOSS] = loss
         answer = sink.post(
             self.number, self.epoch, self.writes, generation, positions, vectors, deletions
         )
 
         def acknowledged() -> WriteResult:
             result = answer()
-            self.acked = reached
+            self.acked[:] = reached  # in place: a snapshot under way must not say less
+            self.acked_loss = loss
             return result
 
         return acknowledged
@@ -261,17 +288,20 @@ class Group:
         n = len(self.state.names)
         self.state.owed[:n] = self.state.placed[:n] > 0
         self.queue = np.zeros(0, np.int64)
+        self.loss = max(self.loss, self.epoch << 20) + 1
 
     # -- snapshots --------------------------------------------------------------------------------
 
-    def begin_snapshot(self, before_commit: Callable[[], None]) -> None:
+    def begin_snapshot(self, before_commit: Callable[[], None], forgets: list[int]) -> None:
         n = 1 + max((int(p.name.split("-")[1]) for p in folders(self.folder)[:1]), default=0)
         meta = {
             "fields": list(self.fields),
             "topics": list(self.topics),
             "owed_deletions": list(self.owed_deletions),
+            "forgets": list(forgets),
             "swap": self.swap,
             "acked": self.acked,
+            "loss": self.acked_loss,
         }
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
@@ -296,16 +326,13 @@ class Group:
             release=int(tags.max(initial=0)),
             oldest_release=int(tags.min()) if len(tags) else 0,
             to_encode=int(np.count_nonzero(state.owed[:n])),
-            snapshot_age_s=-1.0 if self.snapshot_at is None else now - self.snapshot_at,
+            snapshot_age_s=now - (self.opened_at if self.snapshot_at is None else self.snapshot_at),
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,
         )
 
 
-def _joined(parts: list[Decoded]) -> Decoded:
-    return Decoded(
-        Rows.concat([p.rows for p in parts]),
-        [name for p in parts for name in p.entities],
-        np.concatenate([p.deleted for p in parts]),
-        np.concatenate([p.timestamp_ms for p in parts]),
-    )
+def _remedy(found: list[str]) -> str:
+    if found[:1] and found[0].startswith(FILES):
+        return "A backfill was not finished: give that command again, it goes on where it stood."
+    return "They may not change over a snapshot: set them back, or start a stream of another name."

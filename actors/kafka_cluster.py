@@ -10,7 +10,8 @@ from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from actors.kafka_client import connected
 from actors.kafka_config import SourceConfig
-from schemas.errors import SourceDown, SourceError
+from actors.kafka_errors import RIGHTS, translated
+from schemas.errors import SettingsError, SourceDown, SourceError
 
 Partition = tuple[str, int]
 
@@ -39,6 +40,8 @@ class Cluster:
                 )
             elif issubclass(error, kafka.errors.RetriableError):
                 raise SourceDown(f"The topic {topic!r} on {self.hosts} is not ready: {error()}.")
+            elif issubclass(error, RIGHTS):
+                raise translated(error(), self._config, f"to describe and read the topic {topic!r}")
             else:
                 raise SourceError(f"The topic {topic!r} on {self.hosts}: {error()}.")
         return out
@@ -74,7 +77,10 @@ class Cluster:
             kafka.TopicPartition(*p): kafka.structs.OffsetAndMetadata(offset, "", -1)
             for p, offset in positions.items()
         }
-        for part, error in self._ask("alter_group_offsets", group, offsets).items():
+        asked = f"to read (commit) as the group {group!r}"
+        for part, error in self._ask("alter_group_offsets", group, offsets, what=asked).items():
+            if issubclass(error, RIGHTS):
+                raise translated(error(), self._config, asked)
             if error is not kafka.errors.NoError:
                 raise SourceError(f"{part.topic}, partition {part.partition}: {error.__name__}")
 
@@ -84,7 +90,7 @@ class Cluster:
             return False
         wanted = {"num_partitions": partitions, "replication_factor": -1}
         try:
-            self._ask("create_topics", {topic: wanted})
+            self._ask("create_topics", {topic: wanted}, what=f"to create the topic {topic!r}")
         except kafka.errors.TopicAlreadyExistsError:
             return False
         return True
@@ -104,10 +110,11 @@ class Cluster:
         asked = {kafka.TopicPartition(*p): spec for p in partitions}
         if not asked:
             return {}
-        answer = self._ask("list_partition_offsets", asked, level)
+        topics = ", ".join(sorted({p.topic for p in asked}))
+        answer = self._ask("list_partition_offsets", asked, level, what=f"to describe {topics}")
         return {(p.topic, p.partition): found.offset for p, found in answer.items()}
 
-    def _ask(self, method: str, *args: Any) -> Any:
+    def _ask(self, method: str, *args: Any, what: str = "") -> Any:
         with self._lock:
             try:
                 if self._client is None:
@@ -115,9 +122,11 @@ class Cluster:
                 return getattr(self._client, method)(*args)
             except kafka.errors.TopicAlreadyExistsError:
                 raise
+            except SettingsError as error:  # a secret's file is being replaced
+                raise SourceDown(str(error)) from error
             except (kafka.errors.KafkaError, OSError) as error:
                 self._drop()
-                raise _translated(error, self.hosts, self._config) from error
+                raise translated(error, self._config, what) from error
 
     def _drop(self) -> None:
         client, self._client = self._client, None
@@ -126,22 +135,3 @@ class Cluster:
                 client.close()
             except (kafka.errors.KafkaError, OSError, RuntimeError):
                 return
-
-
-def _translated(error: Exception, hosts: str, config: SourceConfig) -> SourceDown | SourceError:
-    refusals = (
-        kafka.errors.AuthorizationError,
-        kafka.errors.SaslAuthenticationFailedError,
-        kafka.errors.UnsupportedSaslMechanismError,
-        kafka.errors.KafkaConfigurationError,
-    )
-    if isinstance(error, refusals):
-        return SourceError(
-            f"Kafka at {hosts} refuses us: {error}. See security_protocol, username and ssl_* "
-            "under [source], and the rights of that user."
-        )
-    what = str(error) or type(error).__name__
-    return SourceDown(
-        f"Kafka at {hosts} does not answer within {config.timeout_s:g} s ({what}). Is it running, "
-        f"and is source.security_protocol {config.security_protocol} the listener's?"
-    )

@@ -1,20 +1,23 @@
 """`[source]`: which topics of which Kafka, from where, and how to reach it."""
 
 import logging
-import os
 import re
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from actors import secret, tls
 from schemas.errors import SettingsError
 
 Protocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
+TLS_KEYS = tls.Keys(
+    "source.ssl_cafile", "source.ssl_certfile", "source.ssl_keyfile", "source.brokers",
+    "source.security_protocol",
+)  # fmt: skip
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
@@ -39,6 +42,7 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     check_partition: bool | None = None  # default: where there are several topics
     max_records_bytes: Annotated[int, Meta(ge=65_536)] = 16 << 20  # of one answer of a broker
     max_partition_bytes: Annotated[int, Meta(ge=65_536)] = 2 << 20  # of one partition in it
+    max_expanded_bytes: Annotated[int, Meta(ge=65_536)] = 256 << 20  # of one compressed batch
     timeout_s: Annotated[float, Meta(ge=1, le=300)] = 10.0
     security_protocol: Protocol = "PLAINTEXT"
     sasl_mechanism: Mechanism | None = None
@@ -87,11 +91,21 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SettingsError("source.password_env and source.password_file: keep one of them.")
         if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
             raise SettingsError("source.ssl_certfile and source.ssl_keyfile: give both or none.")
+        if (self.ssl_cafile or self.ssl_certfile) and "SSL" not in self.security_protocol:
+            raise SettingsError(
+                f"source.ssl_cafile or ssl_certfile is set and source.security_protocol is "
+                f"{self.security_protocol}: nothing would be encrypted. Set SSL or SASL_SSL."
+            )
 
     @property
     def hosts(self) -> list[str]:
         listed = self.brokers.split(",") if isinstance(self.brokers, str) else self.brokers
         return [host.strip() for host in listed if host.strip()]
+
+    @property
+    def password_key(self) -> str:
+        """The setting that names the password."""
+        return "source.password_env" if self.password_env else "source.password_file"
 
     @property
     def checks_partition(self) -> bool:
@@ -113,31 +127,16 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "bootstrap_timeout_ms": wait_ms,
             "reconnect_backoff_max_ms": 1000,
         }
+        tls.check_files(TLS_KEYS, self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile)
         for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
             if getattr(self, name):
                 options[name] = getattr(self, name)
         if self.sasl_mechanism is not None:
             options["sasl_mechanism"] = self.sasl_mechanism
             options["sasl_plain_username"] = self.username
-            options["sasl_plain_password"] = self._password()
+            password = secret.read("source.password", self.password_env, self.password_file)
+            options["sasl_plain_password"] = password
         return options
-
-    def _password(self) -> str:
-        if self.password_env:
-            if self.password_env not in os.environ:
-                raise SettingsError(
-                    f"source.password_env names {self.password_env}, which the environment does "
-                    "not have. Set it."
-                )
-            return os.environ[self.password_env]
-        try:
-            return Path(self.password_file).read_text().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            # the decoder's own text would quote the secret
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise SettingsError(
-                f"source.password_file {self.password_file} cannot be read: {why}."
-            ) from None
 
 
 def start_ms(start: str | int) -> int | None:

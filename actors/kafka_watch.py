@@ -13,6 +13,9 @@ log = structlog.get_logger()
 
 ENDS_EVERY_S = 2.0
 TOPICS_EVERY_S = 10.0
+LOOKS = 3
+"""In so many looks in a row, ENDS_EVERY_S apart, must be seen what may pass: a broker that starts again does
+not know its topics for a moment."""
 
 
 class Watch:
@@ -30,6 +33,7 @@ class Watch:
         self._commits: dict[Partition, int] = {}
         self._commit_failures = 0
         self._error: SourceError | None = None
+        self._strange, self._strange_at = 0, 0.0
         self._topics_at = 0.0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="kafka-watch", daemon=True)
@@ -78,24 +82,39 @@ class Watch:
                 self._topics_at = now
             self._ends = self._cluster.ends(self._watched)
         except SourceDown as error:
+            self._strange = 0
             if self.up and not self._closing.is_set():
                 log.warning("kafka_down", reason=str(error), next="tried again until it answers")
             self.up = False
-        except SourceError as error:
+        except Changed as error:
             self._error = error
+        except SourceError as error:
+            self._wonder(error)
         except Exception as error:  # a dead watch would see no more changes
-            self._error = SourceError(f"What Kafka answered is not understood: {error!r}")
+            self._wonder(SourceError(f"What Kafka answered is not understood: {error!r}"))
         else:
             if not self.up:
                 log.info("kafka_up")
-            self.up = True
+            self.up, self._strange = True, 0
+
+    def _wonder(self, error: SourceError) -> None:
+        """Stops the stream unless it passes."""
+        now = time.monotonic()
+        if self._strange and now - self._strange_at < ENDS_EVERY_S:
+            return  # woken early: this look says nothing new
+        self._strange, self._strange_at = self._strange + 1, now
+        self.up = False
+        if self._strange >= LOOKS:
+            self._error = error
+        elif self._strange == 1:
+            log.warning("kafka_strange", reason=str(error), next="looked at again")
 
     def _compare(self) -> None:
         for topic, (count, identity) in self._cluster.describe().items():
             if count != self._groups:
                 raise changed(topic, self._groups, count)
             if self._ids.setdefault(topic, identity) != identity:
-                raise SourceError(
+                raise Changed(
                     f"The topic {topic!r} was deleted and created anew: its offsets mean other "
                     "records now. Start a stream of another name, or move this one's state away."
                 )
@@ -113,8 +132,12 @@ class Watch:
         self._commits = {p: at for p, at in self._commits.items() if positions.get(p) != at}
 
 
-def changed(topic: str, expected: int, count: int) -> SourceError:
-    return SourceError(
+class Changed(SourceError):
+    """A topic is not what it was: it does not pass."""
+
+
+def changed(topic: str, expected: int, count: int) -> Changed:
+    return Changed(
         f"The topic {topic!r} has {count} partitions; the stream began with {expected}. Keys have "
         "moved to other partitions, away from their entities' states. Start a stream of another "
         "name from source.start, or read from a topic whose partitions stay as they are."

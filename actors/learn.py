@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
-from actors.snapshot import Folder, folders, newest, prune, write_folder
+from actors.snapshot import Folder, folders, newest, prune, write_file, write_folder
 from learning.config import EncoderConfig, LearnerConfig
 from learning.learner import Learner, StepStats, due_updates
 from schemas.errors import SnapshotError
@@ -29,7 +30,7 @@ from schemas.records import Shape, Windows
 from schemas.stats import LearnerStats
 
 log = structlog.get_logger()
-STATE_FILE, JSON_FILE = "learner.safetensors", "learner.json"
+STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"
 RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
 IDLE_S = 0.02
 SMOOTH = 0.05
@@ -50,16 +51,20 @@ class Learn:
     ) -> None:
         torch.set_num_threads(config.threads)
         self._config, self._folder, self._epoch = config, folder, epoch
-        self._release, self._clock = release, clock
+        self._release, self._clock, self._dim = release, clock, encoder.dim
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._learner = Learner(config, encoder, shape, device=device)
-        self._inbox: deque[Part] = deque()
+        self._inbox: deque[Part | list[int]] = (
+            deque()
+        )  # windows, and entities to forget, as they came
         self._inbox_bytes = 0
-        self._forget: deque[list[int]] = deque()
+        self._forgotten: list[int] = []  # those that one of the kept snapshots still has
+        self._passed = 0  # so many of them the newest snapshot no longer has
         self._lock = threading.Lock()
         self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
         self._stats = LearnerStats()
         newest(folder, self._restore)
+        self._forget_again()
         self._stats.updates = self._learner.updates
         self._saved_at, self._saved_updates = clock(), self._learner.updates
         self._slice: tuple[float, float] = (
@@ -79,9 +84,23 @@ class Learn:
             self._inbox_bytes += size
         return True
 
-    def forget(self, entities: list[int]) -> None:
-        """Deleted entities (category_hash of their names) leave the replay."""
-        self._forget.append(entities)
+    def forget(self, entities: list[int]) -> bool:
+        """Deleted entities (category_hash of their names) leave the replay; noted on disk before it returns.
+
+        False: the disk did not take it; ask again."""
+        with self._lock:
+            try:
+                self._note([*self._forgotten, *entities])
+            except OSError as error:
+                log.error("forget_not_noted", reason=str(error), next="asked again")
+                return False
+            self._inbox.append(entities)
+        return True
+
+    def _note(self, forgotten: list[int]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_file(self._folder / FORGOTTEN, json.dumps(forgotten).encode())
+        self._forgotten = forgotten
 
     def stats(self) -> LearnerStats:
         return self._stats
@@ -120,9 +139,11 @@ class Learn:
         """Takes what came in; what a restored learner has learnt from already is skipped."""
         with self._lock:
             parts, self._inbox, self._inbox_bytes = list(self._inbox), deque(), 0
-        while self._forget:
-            self._learner.forget(np.array(self._forget.popleft(), np.int64))
-        for group, positions, windows in parts:
+        for part in parts:
+            if isinstance(part, list):
+                self._learner.forget(np.array(part, np.int64))
+                continue
+            group, positions, windows = part
             mark = self._marks.get(group)
             if mark is not None and all(map(int.__le__, positions, mark)):
                 self._skipped("stale", len(windows))
@@ -165,6 +186,11 @@ class Learn:
             self._stats.snapshot_age_s = elapsed
 
     def _snapshot(self) -> None:
+        self._receive()
+        with self._lock:  # what comes from now on is not in it
+            forgotten = len(self._forgotten) - sum(
+                len(part) for part in self._inbox if isinstance(part, list)
+            )
         quality = self._learner.evaluate()
         s = self._stats
         s.heldout_entities, s.heldout_loss = quality.entities, quality.loss
@@ -187,6 +213,11 @@ class Learn:
             return
         s.snapshot, s.snapshot_age_s = name, 0.0
         prune(self._folder, 2, name)
+        with self._lock, suppress(OSError):  # forgotten by both of the snapshots that are kept
+            if self._forgotten:
+                self._note(self._forgotten[self._passed :])
+                forgotten -= self._passed
+        self._passed = forgotten
 
     def _files(self, flat: dict[str, Any], state: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         tensors = {key: torch.as_tensor(value).contiguous() for key, value in flat.items()}
@@ -194,8 +225,9 @@ class Learn:
         yield JSON_FILE, json.dumps(state).encode()
         released = {k: v.contiguous() for k, v in self._learner.released().state_dict().items()}
         yield ENCODER_FILE, safetensors.torch.save(released)
+        resident = max(RESIDENT, 10 * self._dim)  # fewer rows than that, and a rotation overfits
         for file, kept, most in (
-            (RESIDENT_FILE, self._learner.replay, RESIDENT),
+            (RESIDENT_FILE, self._learner.replay, resident),
             (HELD_OUT_FILE, self._learner.held, HELD_OUT),
         ):
             arrays = kept.newest(most).arrays()
@@ -203,6 +235,12 @@ class Learn:
                 file,
                 safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}),
             )
+
+    def _forget_again(self) -> None:
+        """What was deleted since the snapshot was taken, or is gone from it already."""
+        with suppress(OSError, ValueError):
+            self._forgotten = json.loads((self._folder / FORGOTTEN).read_bytes())
+            self._learner.forget(np.array(self._forgotten, np.int64))
 
     def _restore(self, folder: Folder) -> bool:
         tensors = safetensors.torch.load(folder.read(STATE_FILE))

@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.private import private_folder
 from actors.snapshot import sync_folder, write_file
 from schemas.errors import LeaseHeld, LeaseLost
 
 FILE = "lease.json"
+_WIDTH = 512
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Lease:
             "counter": self.counter,
             "process": _process(),
         }
-        write_file(self.folder / FILE, json.dumps(body).encode())
+        _write(self.folder / FILE, json.dumps(body).encode())
         self.check()
 
     def check(self) -> None:
@@ -59,11 +61,25 @@ def newest_epoch(folder: Path) -> int:
     return max((int(p.name[6:]) for p in folder.glob("epoch-*")), default=0)
 
 
+def _write(file: Path, data: bytes) -> None:
+    """On a full disk over what is there already: a holder that is well must not seem gone."""
+    try:
+        write_file(file, data)
+    except OSError:
+        with file.open("r+b") as f:
+            f.write(data.ljust(_WIDTH))
+            f.truncate()
+            f.flush()
+            os.fsync(f.fileno())
+
+
 def _read(folder: Path) -> dict[str, object]:
     try:
         found = json.loads((folder / FILE).read_bytes())
-    except (OSError, ValueError):
+    except OSError:
         return {}
+    except ValueError:  # somebody is writing it at this moment
+        return {"holder": "?"}
     return found if isinstance(found, dict) else {}
 
 
@@ -103,7 +119,7 @@ def take(
     """Takes the lease. A live holder: raises LeaseHeld, or with `standby` waits until it is gone.
 
     `wait(seconds)` passes time and may raise to give up."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder, "state_dir")
     holder = f"{socket.gethostname()}:{os.getpid()}"
     raced = False
     while True:

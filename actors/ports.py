@@ -59,5 +59,7 @@ class LearnerPort(Protocol):
     def poll(self) -> None:
         """Time passed: what was taken goes out, also when nothing more comes."""
 
-    def forget(self, entities: list[int]) -> None:
-        """Deleted entities (category_hash of their names) leave the replay."""
+    def forget(self, entities: list[int]) -> int:
+        """Deleted entities (category_hash of their names) leave the replay, with all windows offered before.
+
+        To be asked again and again: how many from the front the learner has durably taken note of."""

@@ -20,6 +20,7 @@ from actors.group import Group
 from actors.lease import newest_epoch
 from actors.ports import LearnerPort
 from actors.publish import Publish, ReleaseConfig
+from actors.quarantine import Quarantine
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard, ShardConfig
@@ -72,10 +73,13 @@ class Status:
 
 
 class Worker:
-    """Runs `body(stopping)` in a thread. Subclasses say what the body is and what the stats are."""
+    """Runs `body(stopping)` in a thread. Subclasses say what the body is and what the stats are.
 
-    def __init__(self, nice: int = 0) -> None:
+    epoch: of the lease, and of the restarts under it. Once a newer lease is there, the work ends."""
+
+    def __init__(self, spec: Spec, epoch: int, nice: int = 0) -> None:
         os.nice(nice)
+        self._root, self._lease, self._checked = spec.root, epoch >> 20, 0.0
         self._stop = threading.Event()
         self._end: Status | None = None
         self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
@@ -101,9 +105,18 @@ class Worker:
         """Asks the work to drain and end; `status` tells when it has."""
         self._stop.set()
 
+    def _stopping(self) -> bool:
+        """Asked at each turn. Raises LeaseLost."""
+        now = time.monotonic()
+        if now - self._checked > 1.0:
+            self._checked = now
+            if newest_epoch(self._root) > self._lease:
+                raise LeaseLost(f"{self._root}: a successor holds the lease; this process stops.")
+        return self._stop.is_set()
+
     def _run(self) -> None:
         try:
-            self.body(self._stop.is_set)
+            self.body(self._stopping)
             self._end = Status(0, finished=True)
         except AfreshError as error:
             # what leaves a loop is what waiting cannot mend, but for servers that are down
@@ -121,7 +134,7 @@ class ShardProcess(Worker):
     def __init__(self, spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> None:
         self._spec, self._groups, self.learner = spec, groups, learner
         self._shard: Shard | None = None
-        super().__init__()
+        super().__init__(spec, next(iter(groups.values())))
 
     def connect(self, learner: Any) -> None:
         """A learner's process was replaced: training windows go to the new one."""
@@ -130,19 +143,10 @@ class ShardProcess(Worker):
 
     def body(self, stopping: Callable[[], bool]) -> None:
         self._shard = open_shard(self._spec, self._groups, self.learner)
-        lease = next(iter(self._groups.values())) >> 20
-        checked = 0.0
 
         def stop() -> bool:  # asked at each turn
-            nonlocal checked
             if self.learner is not None:
                 self.learner.poll()
-            if time.monotonic() - checked > 1.0:
-                checked = time.monotonic()
-                if newest_epoch(self._spec.root) > lease:
-                    raise LeaseLost(
-                        f"{self._spec.root}: a successor holds the lease; this shard stops."
-                    )
             return stopping()
 
         self._shard.run(stop)
@@ -168,8 +172,9 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         )
         for number, epoch in sorted(groups.items())
     ]
-    if spec.source.checks_partition:
-        for group in opened:
+    for group in opened:
+        group.quarantine = Quarantine(group.folder, source.topics)
+        if spec.source.checks_partition:
             group.partitions = spec.groups
     sink = RedisSink(spec.redis, spec.name)
     try:
@@ -197,8 +202,7 @@ class LearnProcess(Worker):
         self._spec, self._epoch = spec, epoch
         self._learn: Learn | None = None
         self._early: list[Any] = []  # what comes while torch loads: the stream may be short
-        self._early_forget: list[int] = []
-        super().__init__(nice=10)
+        super().__init__(spec, epoch, nice=10)
 
     def offer(self, parts: list[Any]) -> bool:
         if self._learn is not None:
@@ -209,11 +213,9 @@ class LearnProcess(Worker):
         self._early += parts
         return True
 
-    def forget(self, entities: list[int]) -> None:
-        if self._learn is not None:
-            self._learn.forget(entities)
-        else:
-            self._early_forget += entities
+    def forget(self, entities: list[int]) -> bool:
+        """Whether they will be gone, also after a crash. False while it loads: ask again."""
+        return self._learn is not None and self._learn.forget(entities)
 
     def body(self, stopping: Callable[[], bool]) -> None:
         from actors.learn import Learn
@@ -221,11 +223,10 @@ class LearnProcess(Worker):
         s = self._spec
         folder = s.root / "learner"
         learn = Learn(s.learner, s.encoder, s.stream.shape, folder, self._epoch, s.release)
+        early, self._early = self._early, []
+        if early:
+            learn.offer(early)
         self._learn = learn
-        learn.forget(self._early_forget)
-        if self._early:
-            learn.offer(self._early)
-            self._early = []
         learn.run(stopping)
 
     def stats(self) -> Any:
@@ -244,7 +245,7 @@ class PublishProcess(Worker):
             RedisSink(spec.redis, spec.name),
             epoch,
         )
-        super().__init__(nice=10)
+        super().__init__(spec, epoch, nice=10)
 
     def oldest_release(self, release: int) -> None:
         """The oldest release that some live group's state still carries (0: none)."""

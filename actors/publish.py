@@ -8,6 +8,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,12 +25,13 @@ from actors.encode import (
     set_current,
 )
 from actors.graphs import in_parts, interface, of_encoder, some
+from actors.lease import newest_epoch
 from actors.redis_sink import RedisSink
 from actors.shard import resident_bytes
 from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
-from schemas.errors import ReleaseError, SinkDown
+from schemas.errors import LeaseLost, ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
 from schemas.records import StreamConfig, Windows
 from schemas.stats import PublisherStats
@@ -82,6 +84,7 @@ class Publish:
         self._announced = 0  # the release that Redis is known to name
         self._there: set[int] = set()  # releases that Redis is known to hold
         self._tried = ""  # the newest learner snapshot that was looked at
+        self._manifests: dict[int, Manifest] = {}
 
     def run(self, stopping: Callable[[], bool]) -> None:
         while not stopping():
@@ -92,14 +95,7 @@ class Publish:
     def turn(self) -> None:
         """Tells Redis of the current release where it does not know it; releases what is due."""
         current = current_release(self._releases)
-        try:
-            if self._sink.server_changed():
-                self._announced, self._there = 0, set()
-            if current and self._announced != current:
-                self._announce(current)
-            self._stats.sink_up = True
-        except SinkDown:
-            self._stats.sink_up = False
+        self._tell(current)
         if self.oldest_release in (0, current):
             self._release_newest(current)
         if current:
@@ -109,6 +105,21 @@ class Publish:
             resident_bytes(),
             usage.ru_utime + usage.ru_stime,
         )
+
+    def _tell(self, current: int) -> None:
+        """Lets Redis name and hold the current release: also one that was emptied or set back under us."""
+        try:
+            if self._sink.server_changed():
+                self._announced, self._there = 0, set()
+            if current:
+                told = self._sink.read_current()
+                if told is None:
+                    self._there = set()
+                if told is None or told.release != current or self._announced != current:
+                    self._announce(current)
+            self._stats.sink_up = True
+        except SinkDown:
+            self._stats.sink_up = False
 
     def _describe(self, m: Manifest) -> None:
         s = self._stats
@@ -147,9 +158,20 @@ class Publish:
                 shutil.rmtree(self._refused / str(old), ignore_errors=True)
             return
         self._stats.export_s = time.monotonic() - began
-        set_current(self._releases, number)
+        self._switch(number)
         self._stats.releases += 1
         log.info("released", release=number, updates=manifest.updates, seconds=self._stats.export_s)
+
+    def _switch(self, number: int) -> None:
+        """Readers find the release in Redis before any vector of it: shards follow the disk."""
+        if newest_epoch(self._root) > self._epoch >> 20:
+            raise LeaseLost(
+                f"{self._root}: a successor holds the lease; release {number} is not ours."
+            )
+        with suppress(SinkDown):
+            self._put(number, needed=True)
+        set_current(self._releases, number)
+        self._tell(number)
 
     def _build(self, snapshot: Folder, number: int, current: int) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
@@ -245,7 +267,11 @@ class Publish:
         return in_parts(windows, self._encoder.state, lambda view: export.run(loaded, view)[0])
 
     def _manifest(self, release: int) -> Manifest:
-        return msgspec.convert(Folder.open(self._releases / str(release)).meta, Manifest)
+        """Read once: a disk that fails later concerns no release that is served already."""
+        if release not in self._manifests:
+            meta = Folder.open(self._releases / str(release)).meta
+            self._manifests[release] = msgspec.convert(meta, Manifest)
+        return self._manifests[release]
 
     # -- Redis and disk ---------------------------------------------------------------------------
 

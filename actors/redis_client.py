@@ -1,9 +1,7 @@
 """A connection to Redis with explicit timeouts, no hidden retries, and a breaker."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -11,13 +9,23 @@ import msgspec
 import redis
 from msgspec import Meta
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
+from actors import secret, tls
 from schemas.errors import SettingsError, SinkDown
 
 Positive = Annotated[float, Meta(gt=0)]
 OLDEST = (6, 2)
+TLS_KEYS = tls.Keys(
+    "redis.tls_ca_file", "redis.tls_cert_file", "redis.tls_key_file", "redis.url", "redis.url"
+)
 
 
 class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +59,11 @@ class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SettingsError("redis.password_env and redis.password_file: set one of them.")
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             raise SettingsError("redis.tls_cert_file and redis.tls_key_file belong together.")
+        if (self.tls_ca_file or self.tls_cert_file) and parts.scheme != "rediss":
+            raise SettingsError(
+                f"redis.tls_ca_file or tls_cert_file is set and redis.url begins with {parts.scheme}://: "
+                "nothing would be encrypted. Write rediss://HOST:PORT/DB."
+            )
 
     @property
     def address(self) -> str:
@@ -59,20 +72,7 @@ class RedisConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def password(self) -> str | None:
         """Read when it is used, never kept in the settings."""
-        if self.password_env:
-            try:
-                return os.environ[self.password_env]
-            except KeyError:
-                raise SettingsError(
-                    f"redis.password_env: the environment has no {self.password_env}; set it."
-                ) from None
-        if self.password_file:
-            try:
-                return Path(self.password_file).read_text().strip()
-            except (OSError, UnicodeDecodeError) as why:
-                kind = type(why).__name__
-                raise SettingsError(f"redis.password_file {self.password_file}: {kind}.") from None
-        return None
+        return secret.read("redis.password", self.password_env, self.password_file)
 
 
 def _split(url: str) -> Any:
@@ -91,7 +91,7 @@ def _split(url: str) -> Any:
 
 
 def connect(config: RedisConfig, on_connect: Callable[[Any], None]) -> redis.Redis:
-    """A client that tries each command once; nothing is sent yet.
+    """A client that tries each command once; nothing is sent yet. Raises SettingsError.
 
     `on_connect` gets each new connection and must call its on_connect()."""
     parts = _split(config.url)
@@ -100,6 +100,7 @@ def connect(config: RedisConfig, on_connect: Callable[[Any], None]) -> redis.Red
         where = {"host": parts.hostname, "port": parts.port or 6379}
         where["db"] = int(parts.path.strip("/") or 0)
     if parts.scheme == "rediss":
+        tls.check_files(TLS_KEYS, config.tls_ca_file, config.tls_cert_file, config.tls_key_file)
         where |= {
             "ssl": True,
             "ssl_cert_reqs": "required" if config.tls_verify else "none",
@@ -133,8 +134,11 @@ class Breaker:
         self._reason = ""
 
     @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Around one exchange: turns Redis's failures into SinkDown. NoScriptError passes."""
+    def guard(self, proves: bool = True) -> Iterator[None]:
+        """Around one exchange: turns Redis's failures into SinkDown. NoScriptError passes.
+
+        proves: its success shows that Redis works; a ping does not, since a Redis that is full or a
+        replica answers it and takes no write."""
         where = f"Redis at {self._config.address}"
         left = self._until - self._clock()
         if self._failures and left > 0:
@@ -144,21 +148,32 @@ class Breaker:
         except NoScriptError:
             raise
         except (RedisError, OSError) as why:
-            self._reason = explain(why)
+            self._reason = explain(why, self._config)
             pause = self._config.retry_first_s * 2.0 ** min(self._failures, 30)
             self._until = self._clock() + min(pause, self._config.retry_most_s)
             self._failures += 1
             raise SinkDown(f"{where}: {self._reason}") from None
-        self._failures = 0
+        if proves:
+            self._failures = 0
 
 
-def explain(why: Exception) -> str:
+def explain(why: Exception, config: RedisConfig) -> str:
     """What Redis or the network said, without arguments of ours and without secrets."""
     if isinstance(why, AuthenticationError):
-        return "it refuses the name or the password; see redis.username and redis.password_file"
+        return (
+            "it refuses the name or the password; see redis.username and redis.password_file (or "
+            "password_env)"
+        )
+    if isinstance(why, NoPermissionError) or "NOPERM" in str(why) or "ACL failure" in str(why):
+        return f"it refuses a right: {str(why)[:200]}. Grant it to redis.username; docs/security.md has the line"
     if isinstance(why, ResponseError):
         return f"it answered: {str(why)[:200]}"
-    return f"no answer ({type(why).__name__}: {str(why)[:200]})"
+    if handshake := tls.meaning(why, TLS_KEYS):
+        return f"{handshake} ({str(why)[:200]})"
+    asked = ""
+    if isinstance(why, redis.TimeoutError) and config.url.startswith("rediss"):
+        asked = "; does it speak TLS there? See redis.url"
+    return f"no answer ({type(why).__name__}: {str(why)[:200]}){asked}"
 
 
 def check_server(client: redis.Redis, config: RedisConfig) -> list[str]:
@@ -175,9 +190,17 @@ def check_server(client: redis.Redis, config: RedisConfig) -> list[str]:
         raise SettingsError(
             f"redis.url: {config.address} is Redis {version}; afresh needs 6.2 or newer, or Valkey."
         )
+    warnings = []
+    if not config.tls_verify:
+        danger = "whoever stands between may read and change everything"
+        warnings.append(
+            f"redis.tls_verify is false: {danger}. Name the authority in redis.tls_ca_file."
+        )
     policy = info.get("maxmemory_policy", "unknown")
     if policy == "noeviction":
-        return []
+        return warnings
     danger = "when its memory is full it drops embeddings without a word"
     remedy = "Set `maxmemory-policy noeviction` in redis.conf."
-    return [f"Redis at {config.address} has maxmemory-policy {policy}: {danger}. {remedy}"]
+    return [
+        *warnings, f"Redis at {config.address} has maxmemory-policy {policy}: {danger}. {remedy}"
+    ]  # fmt: skip

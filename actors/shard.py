@@ -26,6 +26,7 @@ from schemas.errors import SinkDown, SnapshotError, SourceDown
 from schemas.records import I64, Decoded, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
 
+LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
 log = structlog.get_logger()
 
 
@@ -109,11 +110,15 @@ class Shard:
         self._rng = np.random.default_rng([config.seed, *sorted(self.groups)])
         self._due: dict[int, float] = {}
         self._chunk = 32
+        self._look_at = clock() + LOOK_S
         self._sink_up = True
         self._posted: Posted | None = None
+        # deleted entities that the learner has not yet durably forgotten
+        self._forgets = list(dict.fromkeys(e for group in groups for e in group.forgets))
         for i, group in enumerate(groups):
             # a first snapshot at once pins where a new group began; the others take turns
             part = (i + 1) / len(groups) if group.positions else 0.0
+            group.opened_at = clock()
             self._due[group.number] = clock() + config.snapshot_every_s * part
             group.positions = source.start(group.number, group.positions or None)
 
@@ -140,9 +145,13 @@ class Shard:
             by_group.setdefault(batch.group, []).append(batch)
         for number, mine in by_group.items():
             self._take(self.groups[number], mine)
+        if self._forgets and self.learner is not None:
+            del self._forgets[: self.learner.forget(self._forgets)]
         taken = sum(len(batch.offsets) for batch in batches)
         if taken < most:  # else more is waiting: Redis and we work at the same time
             self._settle()
+        if not batches:
+            self._look_at_redis()
         self._pay_owed(idle=not batches)
         self._snapshot_turn()
         self._stats.progress += 1
@@ -161,8 +170,8 @@ class Shard:
             parts.append(decoded)
         touched = group.apply(parts)
         self._stats.accepted += touched.accepted
-        if touched.deleted and self.learner is not None:
-            self.learner.forget([category_hash(name) for name in touched.deleted])
+        if touched.deleted:
+            self._forgets += [category_hash(name) for name in touched.deleted]
         if group.phase != "serving" or not self._sink_up:
             group.forget_vectors(touched)
         else:
@@ -255,6 +264,19 @@ class Shard:
             for group in self.groups.values():
                 self.source.pause(group.number)
 
+    def _look_at_redis(self) -> None:
+        """While nothing comes, no write tells: was Redis emptied, replaced, or set back? A fence that is
+        gone or behind what was acknowledged says so."""
+        if not self._sink_up or self._clock() < self._look_at:
+            return
+        self._look_at = self._clock() + LOOK_S
+        try:
+            for group in self.groups.values():
+                if group.phase in ("waiting", "serving"):
+                    group.check_fence(self.sink)
+        except SinkDown as error:
+            self._sink_failed(error)
+
     def _swap(self) -> None:
         began = self._clock()
         assert self.releases.current is not None
@@ -326,7 +348,7 @@ class Shard:
         if due is not None and self._clock() >= self._due[due]:
             self._due[due] = self._clock() + self.config.snapshot_every_s
             self._settle()
-            self.groups[due].begin_snapshot(self.dead_letters.flush)
+            self.groups[due].begin_snapshot(self.dead_letters.flush, self._forgets)
 
     def _end_snapshot(self, group: Group) -> None:
         snapshot, group.snapshot = group.snapshot, None
@@ -350,10 +372,15 @@ class Shard:
             self._finish_snapshot(group)  # the one under way is older than what was taken since
             if group.state.marks is not None:
                 continue  # still catching up: the snapshot it was restored from is as good
-            group.begin_snapshot(self.dead_letters.flush)
+            group.begin_snapshot(self.dead_letters.flush, self._forgets)
             self._finish_snapshot(group)
         self._report(force=True)
         self.close()
+
+    def finish_snapshots(self) -> None:
+        """Those under way, here and now: nothing is taken meanwhile, so that all is as of one position."""
+        for group in self.groups.values():
+            self._finish_snapshot(group)
 
     def _finish_snapshot(self, group: Group) -> None:
         while group.snapshot is not None:

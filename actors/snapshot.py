@@ -6,8 +6,10 @@ micro-batches and carries the positions of that moment (`Marks`); a restored gro
 positions at which the first slab was copied, and each entity skips what its slab already holds."""
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -24,12 +26,13 @@ import structlog
 
 from actors.state import SLAB, Marks, State, entity_bytes
 from schemas.errors import SnapshotError
-from schemas.records import I64
+from schemas.records import I64, Bool
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SLAB_BYTES = 8 << 20
 T = TypeVar("T")
+_NAME = re.compile("[0-9]+-[0-9]+")
 log = structlog.get_logger()
 
 
@@ -60,6 +63,11 @@ def write_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def _sum(manifest: dict[str, Any]) -> str:
+    """Of the manifest itself: one changed digit in `positions` would lose records."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
 def write_folder(
     root: Path, name: str, files: Iterable[tuple[str, bytes]], meta: Callable[[], dict[str, Any]]
 ) -> Path:
@@ -77,7 +85,7 @@ def write_folder(
                 os.fsync(f.fileno())
             listed[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         manifest = {"format": FORMAT, "files": listed, "meta": meta()}
-        write_file(part / MANIFEST, json.dumps(manifest).encode())
+        write_file(part / MANIFEST, json.dumps(manifest | {"sha256": _sum(manifest)}).encode())
         sync_folder(part)
         os.rename(part, root / name)
         sync_folder(root)
@@ -99,9 +107,11 @@ class Folder:
     def open(cls, path: Path) -> "Folder":
         try:
             manifest = json.loads((path / MANIFEST).read_bytes())
-            found = manifest["format"]
+            wanted, found = manifest.pop("sha256"), manifest["format"]
             meta, files = manifest["meta"], manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if wanted != _sum(manifest):
+                raise ValueError("its SHA-256 is not the one in it")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SnapshotError(f"{path}: its manifest cannot be read ({error}).") from error
         if found != FORMAT:
             raise SnapshotError(
@@ -135,7 +145,7 @@ def folders(root: Path) -> list[Path]:
     """The written folders under `root`, newest first."""
     if not root.is_dir():
         return []
-    names = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = [p.name for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
     return [root / name for name in sorted(names, key=_order, reverse=True)]
 
 
@@ -253,7 +263,7 @@ class GroupSnapshot:
                 name: getattr(state.counts, name)
                 for name in ("evicted", "deleted", "late", "too_old")
             }
-            self._queue.put({"clock": state.clock, "counts": counts})
+            self._queue.put({"clock": state.clock, "life_us": state.life_us, "counts": counts})
             return False
         raw = self._buffers.get()
         for name, column in _columns(state).items():
@@ -339,9 +349,11 @@ def restore(folder: Folder, state: State) -> list[int]:
         _fill(
             state, folder.tensors(slab["file"]), marks, s, same_state=meta["hidden"] == state.hidden
         )
-    state.clock = meta["clock"]
+    state.clock, state.life_us = meta["clock"], max(meta["life_us"], state.life_us)
+    left_out = state.counts.evicted
     for name, value in meta["counts"].items():
         setattr(state.counts, name, value)
+    state.counts.evicted += left_out
     state.counts.entities = len(state.index)
     state.marks = marks
     return list(positions)
@@ -351,39 +363,53 @@ def _fill(
     state: State, t: dict[str, np.ndarray], marks: Marks, slab: int, same_state: bool
 ) -> None:
     blob, ends = t["name_bytes"].tobytes(), t["name_ends"].tolist()
-    names = [blob[a:b].decode() for a, b in zip([0, *ends[:-1]], ends, strict=True)]
-    slots = np.empty(len(names), np.int64)
-    for i, name in enumerate(
-        names
-    ):  # the same name in two slabs: the entity moved; the later copy holds
-        slot = state.index.get(name)
-        if slot is None:
-            if len(state.names) < state.slots:
-                slot = len(state.names)
-                state.names.append(name)
-            else:
-                slot = _make_room(state, marks)
-                state.names[slot] = name
-            state.index[name] = slot
-        slots[i] = slot
+    names = [blob[a:b].decode() for a, b in itertools.pairwise([0, *ends])]
+    keep = _room_for(state, names, t["touched"], marks)
+    # the same name in two slabs: the entity moved; the later copy holds
+    slots = np.array([_slot_of(state, name) for name in itertools.compress(names, keep)], np.int64)
     for column in SLOT_COLUMNS:
         if column != "recurrent" or same_state:
-            getattr(state, column)[slots] = t[column]
+            getattr(state, column)[slots] = t[column][keep]
     if not same_state:
         state.tag[slots] = 0
     rows: I64 = np.minimum(t["placed"], state.window)
-    each = np.repeat(np.arange(len(slots)), rows)
+    each = np.repeat(np.arange(len(names)), rows)
     at = np.arange(len(each)) - np.repeat(np.cumsum(rows) - rows, rows)
+    kept = keep[each]
+    to = slots[(np.cumsum(keep) - 1)[each[kept]]], at[kept]
     for column in ROW_COLUMNS:
-        getattr(state.rows, column)[slots[each], at] = t[column]
+        getattr(state.rows, column)[to] = t[column][kept]
     marks.slab[slots] = slab
 
 
-def _make_room(state: State, marks: Marks) -> int:
-    slot = int(np.argmin(state.touched[: len(state.names)]))
-    name = state.names[slot]
-    assert name is not None
-    del state.index[name]
-    marks.slab[slot] = -1
-    state.counts.evicted += 1
+def _room_for(state: State, names: list[str], touched: I64, marks: Marks) -> Bool:
+    """Which of a slab's entities to take: of them and those here, the least recently touched have to go
+    where there is no room for all."""
+    keep = np.ones(len(names), np.bool_)
+    new = np.flatnonzero([name not in state.index for name in names])
+    excess = len(state.index) + len(new) - state.slots
+    if excess <= 0:
+        return keep
+    here = np.array(list(state.index.values()), np.int64)
+    oldest = np.argpartition(np.concatenate([state.touched[here], touched[new]]), excess - 1)[
+        :excess
+    ]
+    for slot in here[oldest[oldest < len(here)]].tolist():
+        state._release(slot)
+        marks.slab[slot] = -1
+    keep[new[oldest[oldest >= len(here)] - len(here)]] = False
+    state.counts.evicted += excess
+    return keep
+
+
+def _slot_of(state: State, name: str) -> int:
+    slot = state.index.get(name)
+    if slot is None:
+        if state.free:
+            slot = state.free.pop()
+            state.names[slot] = name
+        else:
+            slot = len(state.names)
+            state.names.append(name)
+        state.index[name] = slot
     return slot

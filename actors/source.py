@@ -17,6 +17,8 @@ from actors.dead_letters import KafkaDeadLetters
 from actors.kafka_client import connected
 from actors.kafka_cluster import Cluster
 from actors.kafka_config import DlqConfig, SourceConfig, start_ms
+from actors.kafka_errors import REFUSALS, translated
+from actors.kafka_expand import TooLarge, expand_at_most
 from actors.kafka_watch import Watch, changed
 from actors.ports import Batch, Source
 from schemas.errors import SourceDown, SourceError
@@ -48,6 +50,7 @@ class KafkaSource(Source):
     def __init__(self, config: SourceConfig, stream_name: str, groups: int) -> None:
         self.topics, self.up = config.topics, True
         self._config = config
+        expand_at_most(config.max_expanded_bytes)
         self._cluster = Cluster(config)
         try:
             count = self._cluster.partitions()
@@ -87,6 +90,12 @@ class KafkaSource(Source):
             return batches + self._passed(idle=not batches)
         except kafka.errors.OffsetOutOfRangeError as error:
             raise self._out_of_range(error) from error
+        except TooLarge as error:
+            raise SourceError(
+                f"{error} when expanded, and source.max_expanded_bytes is "
+                f"{self._config.max_expanded_bytes}. If they are meant, raise it and start again; if not, "
+                "delete them from the topic (kafka-delete-records) and begin from what there is."
+            ) from error
         except kafka.errors.CorruptRecordError as error:
             raise SourceError(
                 f"Kafka sent a damaged record: {error}. Start again; if it says so again, the "
@@ -95,6 +104,10 @@ class KafkaSource(Source):
         except kafka.errors.KafkaError as error:
             if error.retriable or isinstance(error, kafka.errors.KafkaConnectionError):
                 return []  # the watch tells, and the consumer tries again by itself
+            if isinstance(error, REFUSALS):
+                raise translated(
+                    error, self._config, f"to read {', '.join(self.topics)}"
+                ) from error
             raise SourceError(f"Kafka at {self._cluster.hosts}: {error!r}.") from error
 
     def pause(self, group: int) -> None:
@@ -185,7 +198,7 @@ class KafkaSource(Source):
                 metrics_enabled=False,
             )
         except kafka.errors.KafkaError as error:
-            raise SourceDown(f"Kafka at {self._cluster.hosts} does not answer: {error}.") from error
+            raise translated(error, self._config) from error
 
     def _of(self, group: int) -> list[kafka.TopicPartition]:
         return [kafka.TopicPartition(topic, group) for topic in self.topics]

@@ -5,19 +5,24 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it when it is imported
+# Ray reads these when it is imported
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it takes 127.0.0.1 for "any address"
 
 import ray
 import ray.exceptions
 
 from actors.ports import LearnerPort
+from actors.private import private_folder
 from actors.processes import LearnProcess, PublishProcess, ShardProcess, Spec, Status
+from schemas.errors import AfreshError
 from schemas.records import Windows
 
 SEND_BYTES = 1 << 20
@@ -32,18 +37,19 @@ def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
     `folder` is the service's, whose lease we hold: what an earlier Ray of ours left behind is removed."""
     short = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     home = (
-        Path(ray_folder)
+        Path(ray_folder) / short[:6]
         if ray_folder
         else Path(tempfile.gettempdir()) / f"afresh-{os.getuid()}-{short}"
     )
-    for session in home.glob("session_*"):  # nothing else: the folder may be one that others use
-        shutil.rmtree(session, ignore_errors=True)
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(home, "service.ray_folder")
+    inner = home / "r"  # Ray opens its folder to everybody
+    shutil.rmtree(inner, ignore_errors=True)
     token = folder / "ray-token"
     token.unlink(missing_ok=True)
     fd = os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(fd, "w") as f:
         f.write(secrets.token_hex(32))
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would go before the file
     os.environ |= {
         "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
@@ -59,12 +65,49 @@ def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
         configure_logging=False,
         log_to_driver=True,
         _node_ip_address="127.0.0.1",
-        _temp_dir=str(home),
+        _temp_dir=str(inner),
+    )
+    _refuse_open(token)
+
+
+def _refuse_open(token: Path) -> None:
+    """Raises AfreshError, with Ray stopped, unless it asks for our token and nobody else can read that."""
+    from ray._raylet import (  # type: ignore[attr-defined]  # compiled
+        AuthenticationMode,
+        get_authentication_mode,
+    )
+
+    asks = get_authentication_mode() == AuthenticationMode.TOKEN
+    if asks and token.stat().st_mode & 0o177 == 0:
+        return
+    ray.shutdown()
+    raise AfreshError(
+        f"Ray {'does not ask for' if not asks else 'lets others read'} its token, {token}: whoever reaches its "
+        "ports could run code. RAY_AUTH_MODE must be `token`, and the state folder on a filesystem with modes."
     )
 
 
 def stop() -> None:
     ray.shutdown()
+
+
+def broken() -> str:
+    """Which of Ray's own processes have died; empty while all live.
+
+    Without them no process can be started again, and Ray itself notices after a minute at the earliest."""
+    node: Any = ray._private.worker._global_node
+    dead = {kind for kind, _ in node.dead_processes()} if node is not None else set()
+    return ", ".join(sorted(dead & {"raylet", "gcs_server"}))
+
+
+def abandon(code: int) -> NoReturn:
+    """Ends this process and all below it at once: a Ray without its heart does not shut down."""
+    node: Any = ray._private.worker._global_node
+    if node is not None:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Handle:
@@ -142,12 +185,14 @@ class RemoteLearner(LearnerPort):
         self._bytes, self._since = 0, clock()
         self._calls: list[Any] = []
         self._full_until = 0.0
+        self._forgetting: tuple[int, Any] | None = None  # how many, the call
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteLearner, (self._actor,)
 
     def connect(self, learner: Any) -> None:
         self._actor, self._calls, self._full_until = learner, [], 0.0
+        self._forgetting = None
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         now = self._clock()
@@ -167,8 +212,8 @@ class RemoteLearner(LearnerPort):
             if len(self._calls) < IN_FLIGHT and now >= self._full_until:
                 self._send(now)
 
-    def _send(self, now: float) -> bool:
-        if self._bytes < SEND_BYTES and now - self._since < SEND_AFTER_S:
+    def _send(self, now: float, all_of_it: bool = False) -> bool:
+        if not all_of_it and self._bytes < SEND_BYTES and now - self._since < SEND_AFTER_S:
             return True
         parts, self._parts, self._bytes = self._parts, [], 0
         try:
@@ -178,12 +223,25 @@ class RemoteLearner(LearnerPort):
             return False
         return True
 
-    def forget(self, entities: list[int]) -> None:
+    def forget(self, entities: list[int]) -> int:
+        now = self._clock()
+        if self._actor is None or now < self._full_until:
+            return 0
         try:
-            if self._actor is not None:
-                self._actor.forget.remote(entities)
+            if self._forgetting is None:
+                if self._parts:  # calls of one caller arrive in order
+                    self._send(now, all_of_it=True)
+                self._forgetting = len(entities), self._actor.forget.remote(entities)
+            count, call = self._forgetting
+            if not ray.wait([call], timeout=0)[0]:
+                return 0
+            self._forgetting = None
+            if ray.get(call):
+                return count
         except ray.exceptions.RayError:
-            return
+            self._forgetting = None
+        self._full_until = now + 0.5  # dead, or it still loads
+        return 0
 
     def _collect(self, now: float) -> None:
         done, self._calls = (

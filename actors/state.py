@@ -126,6 +126,7 @@ class State:
     names: list[str | None] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     clock: int = 0
+    life_us: int = -(1 << 62)  # no life that ended began later: a new one's `since` is greater
     counts: Counts = field(default_factory=Counts)
     marks: Marks | None = None
 
@@ -275,7 +276,8 @@ class State:
         slots[new] = at
         self.touched[at] = self.clock
         first = np.unique(at, return_index=True)
-        self.since_us[first[0]] = time_us[np.asarray(new)[first[1]]]
+        began = time_us[np.asarray(new)[first[1]]]
+        self.since_us[first[0]] = np.maximum(began, self.life_us + 1)
         self.counts.entities = len(self.index)
 
     def _evict(self, wanted: int) -> None:
@@ -298,6 +300,7 @@ class State:
         del self.index[name]
         self.names[slot] = None
         self.free.append(slot)
+        self.life_us = max(self.life_us, int(self.since_us[slot]))
         self.totals[slot] = 0.0
         self.owed[slot] = False
         for column in (

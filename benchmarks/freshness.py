@@ -190,7 +190,11 @@ def measure(brokers: str, url: str) -> list[Item]:
     return [
         at_most(f"{what}: p50", p50, "ms", 50),
         at_most(f"{what}: p99", p99, "ms", 250),
-        shown("maximum rate of the daemon beside its learner, producer, Kafka and Redis", most, "records/s"),
+        shown(
+            "maximum rate of the daemon beside its learner, producer, Kafka and Redis",
+            most,
+            "records/s",
+        ),
         shown(f"{what}: records taken", taken, "records/s"),
         shown(f"{what}: learner beside it", updates, "updates/s"),
         shown(f"{what}: probes", len(waits), ""),

@@ -99,7 +99,7 @@ def snapshot(folder: Path, entities: int = MILLION) -> list[Item]:
     usual = [stream() for _ in range(100)]
     pauses, during = [], []
     began = time.perf_counter()
-    group.begin_snapshot(lambda: None)
+    group.begin_snapshot(lambda: None, [])
     taken = group.snapshot
     assert taken is not None
     while not taken.done():

@@ -11,7 +11,7 @@ import structlog
 
 from actors import lease as leases
 from actors import spawn
-from actors.encode import current_release, read_release
+from actors.encode import current_release, read_release, usable_release
 from actors.processes import Spec, Status
 from actors.shard import resident_bytes
 from actors.snapshot import epoch_of, write_file
@@ -63,6 +63,7 @@ class App:
     _stop: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)  # the lease is held until then
     _exit: AfreshError | None = None
+    _ray_died: bool = False
     _groups: int = 0
 
     # -- run --------------------------------------------------------------------------------------
@@ -85,8 +86,7 @@ class App:
         http: Http | None = None
         try:
             self._check()
-            http = Http(settings.http, self.snapshot, self.health, self.ready)
-            self.address = http.start()
+            http = self._listen(patient=standby)
             write_file(settings.folder / "address", self.address.encode())
             spawn.start(
                 settings.folder, settings.service.ray_folder, settings.service.object_store_mb
@@ -94,22 +94,51 @@ class App:
             self._on_signals()  # Ray has set its own
             self._start()
             started(self.address)
-            while not self._stop.wait(TURN_S):
+            while not self._stop.wait(TURN_S) and not self._broken():
                 self._turn()
-            self._drain()
+            if not self._ray_died:
+                self._drain()
         finally:
             self._stop.set()
             if http is not None:
                 http.stop()
-            spawn.stop()
+            if not self._ray_died:
+                spawn.stop()
             self._ended.set()
             renewing.join()
             if not isinstance(self._exit, LeaseLost):
                 self._lease.release()
         if self._exit is not None:
             log.error("stopped", reason=str(self._exit))
+            if self._ray_died:
+                spawn.abandon(self._exit.exit_code)
             return self._exit.exit_code
         return 0
+
+    def _broken(self) -> bool:
+        """Whether Ray itself has died: then this daemon ends, and the supervisor above or a standby goes on."""
+        dead = spawn.broken()
+        if dead and not self._ray_died:
+            self._ray_died = True
+            self._exit = AfreshError(
+                f"Ray's {dead} has died (killed, or out of memory?): no process can be started any more. "
+                "Start again: what was done since the last snapshots is read again from Kafka."
+            )
+        return self._ray_died
+
+    def _listen(self, *, patient: bool) -> Http:
+        """`patient`: whom we took over from may hold the port for a moment longer."""
+        until = time.monotonic() + (self.settings.service.grace_s if patient else 0.0)
+        while True:
+            http = Http(self.settings.http, self.snapshot, self.health, self.ready)
+            try:
+                self.address = http.start()
+            except SettingsError:
+                if time.monotonic() > until:
+                    raise
+                self._wait(0.5)
+            else:
+                return http
 
     def stop(self) -> None:
         self._stop.set()
@@ -146,7 +175,7 @@ class App:
                 "moved. Start a stream of another name from source.start, or restore the partition count."
             )
         write_file(known, str(self._groups).encode())
-        current = current_release(settings.releases)
+        current = usable_release(settings.releases)
         if current:
             refuse_changed(settings, read_release(settings.releases / str(current))[0])
         elif not settings.learner.enabled:
@@ -246,18 +275,23 @@ class App:
             self._totals.update(name, answer.stats, child.anew)
             child.anew = False
         if answer.error is not None:
-            return Failed(answer.error, answer.exit_code)
+            # what serves goes on without a learner or a publisher, but not without the lease
+            fatal = name.startswith("shard-") or answer.exit_code == LeaseLost.exit_code
+            return Failed(answer.error, answer.exit_code if fatal else None)
         return Alive(answer.progress)
 
     def _shards(self) -> list[Child]:
         return [child for name, child in self._children.items() if name.startswith("shard-")]
 
     def _drain(self) -> None:
-        """Shards first, then the learner; all within the grace period."""
+        """Shards and learner write their last snapshots, within the grace period.
+
+        The publisher has nothing to save, and may be in the middle of an export: it is not waited for."""
         until = time.monotonic() + self.settings.service.grace_s
         children = dict(self._children)
         for child in children.values():
             child.handle.tell("stop")
+        children.pop("publisher", None)
         while children and time.monotonic() < until:
             for name, child in list(children.items()):
                 seen = self._look(name, child)

@@ -1,7 +1,10 @@
 """`afresh backfill`: history from files through decode and state into snapshots; Redis once, at the end.
 
 It holds the service's lease, so that no daemon runs meanwhile. Stopped halfway, the same command goes on
-where its last snapshot stood. When it is done, the snapshots say where live reading begins."""
+where its last snapshot stood. When it is done, the snapshots say where live reading begins.
+
+A group is handed over by a snapshot of the live topics, one group after another: until all have one, `afresh
+run` refuses, and the same command goes on with those that are left."""
 
 import contextlib
 import hashlib
@@ -9,8 +12,10 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,16 +25,22 @@ from actors.decode import make_decoder
 from actors.embed import Releases
 from actors.encode import current_release
 from actors.files import FileSource
-from actors.group import Group
+from actors.group import FILES, Group
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard
-from actors.snapshot import epoch_of, folders
+from actors.snapshot import Folder, epoch_of, folders
 from actors.source import KafkaSource, partitions
 from actors.state import capacity
 from daemon.settings import Settings
 from schemas.errors import AfreshError, LeaseLost, SettingsError, SnapshotError
 
 STOPPED = "stopped; the same command goes on from the last snapshot."
+REFUSED = (
+    ": history goes in first, and the same files must be named to go on. Choose another name for the stream, "
+    "or remove its folder."
+)
+HANDED_OVER = "stopped; all history is in, and afresh run writes the vectors that are still owed."
+log = structlog.get_logger()
 
 
 class Backfill:
@@ -39,6 +50,9 @@ class Backfill:
     def __init__(self, settings: Settings, files: list[str], then: str, out: Console) -> None:
         self._settings, self._files, self._then, self._out = settings, files, then, out
         self._stop = threading.Event()
+        self._lost: LeaseLost | None = None
+        fingerprint = hashlib.sha256("\0".join(sorted(files)).encode()).hexdigest()[:12]
+        self._topics = (FILES + fingerprint,)
 
     def run(self) -> None:
         settings = self._settings
@@ -51,9 +65,11 @@ class Backfill:
             shard = self._shard(source, groups, lease.epoch)
             try:
                 self._read(shard, source)
+                self._pin(shard)
                 self._hand_over(shard, positions)
             finally:
-                shard.drain()
+                shard.close() if self._lost else shard.drain()
+            self._check_handed_over(shard)
         rows = sum(g.stats(0, 0.0, paused=False).entities for g in shard.groups.values())
         bad = sum(shard.stats().dead_letters.values())
         self._out.print(
@@ -76,9 +92,12 @@ class Backfill:
             while not ended.wait(service.lease_s / 4):
                 try:
                     lease.renew()
-                except LeaseLost:
+                except LeaseLost as error:
+                    self._lost = error
                     self._stop.set()
                     return
+                except OSError as error:
+                    log.error("lease_not_renewed", reason=str(error), folder=str(lease.folder))
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -93,20 +112,18 @@ class Backfill:
         s = self._settings
         shape, sizes = s.stream.shape, (s.encoder.window, s.encoder.state)
         slots = capacity(s.state, groups, shape, *sizes)
-        fingerprint = hashlib.sha256("\0".join(sorted(self._files)).encode()).hexdigest()[:12]
-        topics = (f"files:{fingerprint}",)
-        self._refuse_live_state(topics, groups)
+        left = self._left(groups)
         opened = [
             Group.open(
                 n,
                 epoch_of(epoch, 0),
-                topics,
+                self._topics,
                 s.group_folder(n),
                 shape,
                 (*sizes, slots),
                 s.stream.columns,
             )
-            for n in range(groups)
+            for n in left
         ]
         ports = Ports(
             source,
@@ -117,18 +134,22 @@ class Backfill:
         )
         return Shard(s.shard, opened, ports)
 
-    def _refuse_live_state(self, topics: tuple[str, ...], groups: int) -> None:
-        from actors.snapshot import Folder
-
+    def _left(self, groups: int) -> list[int]:
+        """Groups that were not handed over. Raises SettingsError where there is state of something else."""
+        left, live = [], ""
         for number in range(groups):
-            for path in folders(self._settings.group_folder(number))[:1]:
-                with contextlib.suppress(SnapshotError):
-                    if Folder.open(path).meta["topics"] != list(topics):
-                        raise SettingsError(
-                            f"{path} has state already, of {Folder.open(path).meta['topics']}: history goes "
-                            "in first, and the same files must be named to go on. Choose another name for "
-                            "the stream, or remove its folder."
-                        )
+            path = next(iter(folders(self._settings.group_folder(number))), None)
+            topics = _topics(path)
+            if topics in (None, list(self._topics)):
+                left.append(number)
+            elif topics == list(self._settings.source.topics):
+                live = f"{path} has state already, of {topics}"
+            else:
+                raise SettingsError(f"{path} has state already, of {topics}{REFUSED}")
+        unread = any(not folders(self._settings.group_folder(number)) for number in left)
+        if live and (unread or not left):
+            raise SettingsError(live + REFUSED)
+        return left
 
     def _read(self, shard: Shard, source: FileSource) -> None:
         columns = (
@@ -140,10 +161,38 @@ class Backfill:
         with Progress(*columns, console=self._out) as bar:
             task = bar.add_task("", total=source.total)
             while not source.finished:
-                if self._stop.is_set():
-                    raise AfreshError(STOPPED)
+                self._go_on(STOPPED)
                 shard.turn(shard.config.max_records * 4)
+                # Rows of one message share an offset, and a message may be cut elsewhere the next time:
+                # a snapshot must not hold a part of one.
+                shard.finish_snapshots()
                 bar.update(task, completed=source.done, total=source.total)
+
+    def _go_on(self, stopped: str) -> None:
+        if self._lost is not None:
+            raise self._lost
+        if self._stop.is_set():
+            raise AfreshError(stopped)
+
+    def _pin(self, shard: Shard) -> None:
+        """Every group has a snapshot of history before the first is handed over: it tells who is left."""
+        self._go_on(STOPPED)
+        for group in shard.groups.values():
+            if not folders(group.folder):
+                group.begin_snapshot(shard.dead_letters.flush, [])
+        shard.finish_snapshots()
+        for group in shard.groups.values():
+            if not folders(group.folder):
+                raise SnapshotError(f"{group.folder}: no snapshot could be written. {STOPPED}")
+
+    def _check_handed_over(self, shard: Shard) -> None:
+        for group in shard.groups.values():
+            newest = next(iter(folders(group.folder)), None)
+            if _topics(newest) != list(group.topics):
+                raise SnapshotError(
+                    f"{group.folder}: the last snapshot could not be written; the log says why. Mend it: "
+                    "the same command goes on."
+                )
 
     def _hand_over(self, shard: Shard, positions: list[list[int]]) -> None:
         """From now on the groups stand where live reading begins; who has a vector due gets it."""
@@ -165,14 +214,22 @@ class Backfill:
         )
         with owed as bar:
             task = bar.add_task("", total=None)
-            while left := sum(self._owed(group) for group in shard.groups.values()):
-                if self._stop.is_set():
-                    raise AfreshError(STOPPED)
+            while left := sum(map(self._owed, shard.groups.values())):
+                self._go_on(HANDED_OVER)
                 shard.turn()
                 bar.update(task, completed=left)
+        behind = [g.number for g in shard.groups.values() if g.phase == "replaying"]
+        if behind:
+            self._out.print(
+                f"Redis has seen more of the groups {behind} than what is before {self._then}: afresh run "
+                "writes their vectors once it has read as far."
+            )
 
     @staticmethod
     def _owed(group: Group) -> int:
+        """Vectors and deletions that can be written now: not before live records that Redis has seen."""
+        if group.phase == "replaying":
+            return 0
         return int(group.state.owed.sum()) + len(group.deletions())
 
     def _positions(self, groups: int) -> list[list[int]]:
@@ -206,3 +263,14 @@ class Backfill:
                 f"--then names {sorted(found)}, and needs exactly {sorted(wanted)}: the offset of each partition."
             )
         return [[found[topic, group] for topic in topics] for group in range(groups)]
+
+
+def _topics(snapshot: Path | None) -> list[str] | None:
+    """What a snapshot's positions are of; None where there is none that can be read."""
+    if snapshot is None:
+        return None
+    try:
+        found: list[str] = Folder.open(snapshot).meta["topics"]
+    except SnapshotError:
+        return None
+    return found

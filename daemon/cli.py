@@ -130,9 +130,22 @@ def fetch_status(settings: Any) -> dict[str, Any]:
         if address_file.exists()
         else f"http://{settings.http.host}:{settings.http.port}"
     )
+    request = urllib.request.Request(f"{address}/status")  # noqa: S310 - our own address
+    if token := settings.http.token():
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    # never by way of the environment's proxy, which would learn the token
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"{address}/status", timeout=5) as answer:  # noqa: S310 - our own address
+        with direct.open(request, timeout=5) as answer:
             found: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 401:
+            raise AfreshError(f"the daemon at {address} answers {error.code}.") from error
+        raise AfreshError(
+            f"the daemon at {address} wants another token. It read http.token_file or http.token_env when it "
+            "started: start it again, or give this command the same one."
+        ) from None
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise AfreshError(
             f"no daemon of {settings.name!r} answers at {address} ({error}). Start it: afresh run --config …"
@@ -285,8 +298,15 @@ def forget(
     """Delete an entity: a null value into Kafka, then wait until Redis has let it go."""
     from daemon.reading import forget as forget_entity
 
-    forget_entity(_load(config), entity, timeout_s)
-    out.print(f"{entity} is forgotten: its state, its place in the replay and its vector are gone.")
+    if forget_entity(_load(config), entity, timeout_s):
+        out.print(
+            f"{entity} is forgotten: its state, its place in the replay and its vector are gone."
+        )
+    else:
+        out.print(
+            f"The deletion of {entity} is in Kafka. Nobody has a vector before the first release; its state "
+            "goes when the daemon gets to it."
+        )
 
 
 @app.command()

@@ -1,6 +1,9 @@
-"""HTTP: /metrics for Prometheus, /healthz and /readyz for the orchestrator, /status for people and commands."""
+"""HTTP: /metrics for Prometheus, /healthz and /readyz for the orchestrator, /status for people and commands.
+
+With a token, all but /healthz ask for it."""
 
 import dataclasses
+import hmac
 import json
 import math
 import threading
@@ -14,11 +17,35 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.metrics import registry
 from daemon.settings import HttpConfig
 from daemon.totals import Snapshot
 from schemas.errors import SettingsError
+
+OPEN = "/healthz"
+"""For an orchestrator's probe, which often can send no token."""
+
+
+class _Guard:
+    """Lets through who sends the token, and whoever asks for OPEN."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == OPEN or self._knows(scope):
+            await self._app(scope, receive, send)
+            return
+        asked = {"WWW-Authenticate": 'Bearer realm="afresh"'}
+        answer = Response("a bearer token is needed: see http.token_file\n", 401, asked)
+        await answer(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        scheme, _, token = sent[0].partition(b" ") if len(sent) == 1 else (b"", b"", b"")
+        return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
 
 
 class Http:
@@ -46,16 +73,27 @@ class Http:
             body = {"health": health(), "ready": ready(), **as_json(snapshot())}
             return Response(json.dumps(body), media_type="application/json")
 
-        app = Starlette(
+        app: ASGIApp = Starlette(
             routes=[
                 Route("/metrics", metrics),
-                Route("/healthz", healthz),
+                Route(OPEN, healthz),
                 Route("/readyz", readyz),
                 Route("/status", status),
             ]
         )
+        token = config.token()
+        if token is not None:
+            app = _Guard(app, token)
         self._server = uvicorn.Server(
-            uvicorn.Config(app, config.host, config.port, log_level="warning", access_log=False)
+            uvicorn.Config(
+                app,
+                config.host,
+                config.port,
+                log_level="warning",
+                access_log=False,
+                ws="none",
+                server_header=False,
+            )
         )
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._config = config
@@ -72,7 +110,8 @@ class Http:
                 )
             self._thread.join(0.02)
         port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://{self._config.host}:{port}"
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
+        return f"http://{host}:{port}"
 
     def stop(self) -> None:
         self._server.should_exit = True

@@ -134,7 +134,7 @@ class ServiceCollector(Collector):
         age = max((g.snapshot_age_s for g in groups), default=-1.0)
         yield _gauge(
             "afresh_snapshot_age_seconds",
-            "Age of the oldest group snapshot; -1: none yet.",
+            "Age of the oldest of the groups' newest snapshots (or since the shard's start); -1: no groups.",
             s.stream,
             age,
         )

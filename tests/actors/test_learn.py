@@ -1,5 +1,6 @@
 """The learner's process: what it takes, what it snapshots, what it skips when restored."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -144,12 +145,56 @@ def test_the_deleted_leave_the_replay(tmp_path: Path) -> None:
     gone = int(taken[2].entity[3])
     learner.offer([taken])
     learner.turn()
-    learner.forget([gone])
+    assert learner.forget([gone])
     learner.turn()
     learner.run(lambda: True)
     resident = saved(tmp_path, RESIDENT_FILE)["entity"]
     assert len(resident) == 39
     assert gone not in resident
+
+
+def residents(folder: Path) -> set[int]:
+    return set(saved(folder, RESIDENT_FILE)["entity"].tolist())
+
+
+def test_a_deletion_reaches_windows_that_came_before_it_and_no_others(tmp_path: Path) -> None:
+    learner = learn(tmp_path, held_out_share=0.0)
+    taken, later = part(5), part(9, entities=1)
+    gone, back = int(taken[2].entity[3]), int(later[2].entity[0])
+    learner.offer([taken])
+    assert learner.forget([gone, back])
+    learner.offer([later])  # deleted, and seen again
+    learner.turn()
+    learner.run(lambda: True)
+    assert gone not in residents(tmp_path)
+    assert back in residents(tmp_path)
+
+
+def test_a_deletion_outlives_a_crash_and_the_loss_of_the_newest_snapshot(tmp_path: Path) -> None:
+    learner = learn(tmp_path, held_out_share=0.0)
+    taken = part(5)
+    gone = [int(e) for e in taken[2].entity[:4]]
+    learner.offer([taken])
+    learner.turn()
+    learner.run(lambda: True)
+    for number, entity in enumerate(gone, start=2):
+        assert learner.forget([entity])
+        after_a_crash = learn(tmp_path, epoch=50 + number, held_out_share=0.0)
+        assert not residents_of(after_a_crash) & set(gone[: number - 1])
+        learner.turn()
+        learner.run(lambda: True)
+        newest_file = folders(tmp_path)[0] / "learner.safetensors"
+        whole = newest_file.read_bytes()
+        newest_file.write_bytes(whole[:-1])
+        without_the_newest = learn(tmp_path, epoch=60 + number, held_out_share=0.0)
+        assert not residents_of(without_the_newest) & set(gone[: number - 1])
+        newest_file.write_bytes(whole)
+    noted = json.loads((tmp_path / "forgotten.json").read_text())
+    assert noted == gone[-1:], "what both kept snapshots have forgotten is not noted for ever"
+
+
+def residents_of(learner: Learn) -> set[int]:
+    return set(learner._learner.replay.newest(4096).entity.tolist())
 
 
 def test_a_snapshot_that_fails_is_counted_and_stops_nothing(tmp_path: Path) -> None:

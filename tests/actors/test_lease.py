@@ -1,6 +1,7 @@
 """One writer: whatever the order of takers, deaths and stalls, at most one holds the lease."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -187,6 +188,36 @@ try:
 except (LeaseHeld, LeaseLost) as error:
     print(type(error).__name__, flush=True)
 """
+
+
+def test_a_full_disk_does_not_make_a_holder_seem_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = take(tmp_path)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(leases, "write_file", full)
+    for counter in range(2, 12):
+        lease.renew()
+        assert json.loads((tmp_path / FILE).read_text())["counter"] == counter
+
+
+def test_a_lease_that_is_being_written_is_held(tmp_path: Path) -> None:
+    lease = take(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(whole[:20])
+    clock = FakeClock()
+
+    def renewed() -> None:
+        if clock.waited == 2:
+            (tmp_path / FILE).write_bytes(whole)
+            lease.renew()
+
+    clock.meanwhile = renewed
+    with pytest.raises(LeaseHeld, match="which is alive"):
+        take(tmp_path, clock)
 
 
 def test_of_many_at_one_moment_one_holds_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis
 import safetensors.torch
 
-from actors.encode import Release, current_release
+from actors.encode import Release, current_release, set_current
 from actors.graphs import in_parts
 from actors.learn import Learn
 from actors.publish import RESIDENT_FILE, Publish, ReleaseConfig
@@ -21,7 +21,7 @@ from actors.snapshot import Folder
 from daemon import servers
 from learning import compatibility, encoders, export
 from learning.config import LearnerConfig
-from schemas.errors import ReleaseError
+from schemas.errors import LeaseLost, ReleaseError
 from schemas.published import Manifest, current_key, encoder_key, releases_key
 from schemas.records import F32, Windows
 from tests.learning.streams import random_windows
@@ -241,6 +241,42 @@ def test_a_redis_that_came_back_empty_is_told_again(
             server.start()
             service.turns()
             assert client.hget(current_key(stream), "release") == b"3"
+
+
+def test_a_redis_that_was_flushed_under_it_is_told_again(
+    service: Service, database: redis.Redis, stream: str
+) -> None:
+    """The same server, the same run: only `current` is gone."""
+    service.release(0)
+    service.release(1)
+    database.delete(current_key(stream), encoder_key(stream, 1), encoder_key(stream, 2))
+    service.turns(1)
+    assert database.hget(current_key(stream), "release") == b"2"
+    assert database.exists(encoder_key(stream, 1), encoder_key(stream, 2)) == 2
+
+
+def test_a_release_is_in_redis_before_shards_may_adopt_it(
+    service: Service, database: redis.Redis, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def named(releases: Path, number: int) -> None:
+        seen.append(database.exists(encoder_key(stream, number)))
+        set_current(releases, number)
+
+    monkeypatch.setattr("actors.publish.set_current", named)
+    service.snapshot(0)
+    service.turns(1)
+    assert seen == [1]
+    assert database.hget(current_key(stream), "release") == b"1"
+
+
+def test_a_publisher_whose_lease_was_taken_changes_nothing(service: Service) -> None:
+    service.snapshot(0)
+    (service.root / "epoch-7").touch()
+    with pytest.raises(LeaseLost, match="a successor holds the lease"):
+        service.turns(1)
+    assert service.current == 0
 
 
 def test_a_new_publisher_goes_on_where_the_last_stopped(

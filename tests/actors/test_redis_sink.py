@@ -138,13 +138,38 @@ def test_the_breaker_waits_longer_each_time(tmp_path: Path, stream: str) -> None
             clock.now += 0.11
         server.start()
         sink.ping()
+        sink.raise_fence(0, 1)  # it takes writes again
         server.stop()
         with pytest.raises(SinkDown, match="no answer"):
             sink.ping()
         server.start()
-        clock.now += 1.01  # after a success it begins with the first pause again
+        clock.now += 1.01  # so it began with the first pause again
         sink.ping()
         sink.close()
+
+
+def test_a_redis_that_answers_and_takes_no_write_is_left_alone_for_longer_each_time(
+    tmp_path: Path, stream: str
+) -> None:
+    """Out of memory, or a replica: pings succeed, and must not start it all anew ten times a second."""
+    clock = FakeClock()
+    with servers.redis_server(tmp_path) as server:
+        config = RedisConfig(url=f"redis://{server.address}", retry_first_s=1.0, retry_most_s=3.0)
+        with (
+            closing(redis.Redis.from_url(config.url)) as client,
+            closing(RedisSink(config, stream, clock)) as sink,
+        ):
+            sink.raise_fence(0, 7)
+            client.config_set("maxmemory", 1)
+            for pause in (1.0, 2.0, 3.0):
+                with pytest.raises(SinkDown, match="OOM"):
+                    put(sink, 1, "a")
+                with pytest.raises(SinkDown, match="tried again"):
+                    sink.ping()
+                clock.now += pause + 0.01
+                sink.ping()
+            client.config_set("maxmemory", 0)
+            assert put(sink, 1, "a").written == 1
 
 
 def test_a_stalled_server_times_out(tmp_path: Path, stream: str) -> None:

@@ -173,6 +173,16 @@ def test_a_null_value_forgets_the_entity_and_what_came_before_it() -> None:
     assert state.count[slot] == 1 and state.since_us[slot] == 3 and "c" not in state.index
 
 
+def test_a_new_life_begins_later_than_any_that_ended() -> None:
+    """The same record sent again after a deletion, and a late one after an eviction: `since` grows."""
+    state = make()
+    state.apply(decoded([("a", 5, 0), ("a", 6, 1), ("b", 9, 2)]))
+    state.apply(decoded([("a", 5, 3), ("a", 5, 4)], frozenset({0})))
+    assert state.since_us[state.index["a"]] == 6 and state.count[state.index["a"]] == 1
+    state.apply(decoded([("b", 9, 5), ("b", 2, 6)], frozenset({0})))
+    assert state.since_us[state.index["b"]] == 10
+
+
 def restored(tmp_path, state: State) -> tuple[State, list[int]]:  # type: ignore[no-untyped-def]
     again = State(SHAPE, WINDOW, 3, state.slots)
     positions = newest(tmp_path, lambda folder: restore(folder, again))

@@ -180,3 +180,13 @@ def test_links_lead_somewhere(page: str) -> None:
         if link and not (ROOT / page).parent.joinpath(link).exists()
     ]
     assert not missing
+
+
+# -- guarantees -------------------------------------------------------------------------------------
+
+
+def test_every_test_that_a_guarantee_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "guarantees.md").read_text()))
+    there = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 30
+    assert not {name for name in named if f"def {name}(" not in there}

@@ -1,0 +1,501 @@
+"""A running service that faults are done to, and the oracle that says what they cost.
+
+The daemon is a process of its own, a producer knows what it sent, a reader polls all the while. Every
+record carries an id: an entity's count and the running totals of its ids, in its state and from scratch,
+agree only if each record was taken once."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kafka
+import msgspec
+import numpy as np
+import psutil
+
+from actors.decode import make_decoder
+from actors.embed import encode_anew
+from actors.encode import Release, current_release
+from actors.snapshot import newest, restore
+from actors.state import State
+from benchmarks.items import Item, at_most, shown
+from daemon import servers
+from daemon.children import Server
+from daemon.cli import fetch_status
+from daemon.reading import Reader
+from daemon.settings import Settings, load
+from schemas.errors import AfreshError
+from schemas.published import entity_key
+
+GROUPS = 4
+SETTINGS = """
+name = "{topic}"
+state_dir = "{folder}/state"
+[stream]
+entity = "who"
+time = "at"
+time_unit = "s"
+[[stream.field]]
+name = "what"
+type = "category"
+[[stream.field]]
+name = "amount"
+type = "number"
+[[stream.field]]
+name = "id"
+type = "number"
+[source]
+brokers = "{kafka}"
+topics = ["{topic}"]
+[redis]
+url = "{redis}"
+[state]
+max_memory_mb = 64
+[shard]
+shards = {shards}
+snapshot_every_s = 1
+[encoder]
+name = "gru"
+dim = 8
+hidden = 8
+window = 16
+category_dim = 4
+bucket_bits = 6
+[learner]
+min_entities = 16
+batch_entities = 16
+held_out_share = 0.0
+updates_per_record = 0.2
+[[learner.objective]]
+name = "coles"
+[release]
+first_s = 1
+every_s = 8
+every_updates = 5
+[service]
+lease_s = 4
+hang_s = 12
+[http]
+port = 0
+"""
+Found = dict[str, tuple[int, int, Any]]
+"""entity -> (count, release, vector)"""
+
+
+@dataclass
+class Outcome:
+    """One fault, several rounds. `recover_s`: from its end until Redis had all that was sent; the worst."""
+
+    fault: str
+    rounds: int
+    sent: int = 0
+    lost: int = 0
+    doubled: int = 0
+    falls: int = 0
+    letters: int = 0  # dead letters that are missing, or of records that are not bad
+    worst: float = 0.0  # largest difference of a vector from the one computed from scratch
+    recover_s: float = 0.0
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not (self.lost or self.doubled or self.falls or self.letters) and self.worst <= 1e-5
+
+    def items(self) -> list[Item]:
+        exact = [
+            at_most(f"{self.fault}: {name}", getattr(self, name), unit, 0)
+            for name, unit in (
+                ("lost", "records"), ("doubled", "records"), ("falls", "counts"), ("letters", "records")
+            )
+        ]  # fmt: skip
+        return [
+            *exact,
+            at_most(f"{self.fault}: worst vector", self.worst, "absolute", 1e-5),
+            shown(f"{self.fault}: rounds", self.rounds, ""),
+            shown(f"{self.fault}: sent", self.sent, "records"),
+            shown(f"{self.fault}: slowest to recover", self.recover_s, "s"),
+        ]
+
+
+@dataclass
+class Service:
+    """One service on these servers. `entities`: whom records are of."""
+
+    folder: Path
+    kafka: Server
+    redis: Server
+    entities: int = 40
+    shards: int = 2
+    topic: str = "faults"
+    sent: list[tuple[bytes, bytes]] = field(default_factory=list)
+    bad: set[tuple[str, int, int]] = field(default_factory=set)  # (topic, partition, offset)
+    counts: Counter[str] = field(default_factory=Counter)
+    falls: list[str] = field(default_factory=list)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        servers.create_topics(self.kafka.address, {self.topic: GROUPS, f"{self.topic}.dlq": 1})
+        self.config, self.log = self.folder / "faults.toml", self.folder / "daemon.log"
+        self.configure(shards=self.shards)
+        self._producer = kafka.KafkaProducer(
+            bootstrap_servers=self.kafka.address, linger_ms=5, max_request_size=32 << 20,
+            request_timeout_ms=5000, reconnect_backoff_max_ms=500, metadata_max_age_ms=2000,
+        )  # fmt: skip
+        self._rng = random.Random(0)
+        self._seen: dict[str, int] = {}
+
+    def configure(self, shards: int, *changes: tuple[str, str]) -> None:
+        """Writes the settings for the next start, with texts replaced."""
+        text = SETTINGS.format(
+            folder=self.folder, kafka=self.kafka.address, redis=f"redis://{self.redis.address}",
+            topic=self.topic, shards=shards,
+        )  # fmt: skip
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        self.config.write_text(text)
+        self.settings: Settings = load(self.config)
+        self.reader = Reader(self.settings)
+
+    # -- its processes ----------------------------------------------------------------------------
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
+        """Starts a daemon and remembers it as the one that serves."""
+        command = [sys.executable, "-m", "daemon", "run", "--config", str(self.config), *arguments]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | environment,
+            )
+        return self.process
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.stop()
+                return
+            self.process.kill()
+            self.process.wait()
+
+    def tree(self) -> list[psutil.Process]:
+        """The daemon and all processes below it."""
+        assert self.process is not None
+        try:
+            daemon = psutil.Process(self.process.pid)
+            return [daemon, *daemon.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def find(self, what: str) -> psutil.Process | None:
+        """The process of the daemon ("daemon"), of an actor's class, or of Ray ("raylet", "gcs_server")."""
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                words = " ".join(process.cmdline())
+                if (
+                    what == "daemon"
+                    or f"ray::{what}" in words
+                    or words.split(" ")[0].endswith(what)
+                ):
+                    return process
+        return None
+
+    def signal(self, what: str, number: signal.Signals) -> bool:
+        """False: it does not run now."""
+        process = self.find(what)
+        if process is None:
+            return False
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+        return True
+
+    def kill(self, what: str) -> bool:
+        return self.signal(what, signal.SIGKILL)
+
+    # -- what it says of itself -------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Empty where none answers."""
+        try:
+            return fetch_status(self.settings)
+        except AfreshError:
+            return {}
+
+    def epoch(self) -> int:
+        """The lease's epoch of the daemon that serves; 0 while none is ready."""
+        status = self.status()
+        return 0 if not status or status["ready"] else int(status["epoch"])
+
+    def succeeded(self, epoch: int) -> bool:
+        return self.epoch() > epoch
+
+    def groups(self) -> list[dict[str, Any]]:
+        status = self.status()
+        return [g for shard in status.get("shards", {}).values() for g in shard["groups"]]
+
+    def snapshots(self) -> int:
+        """Of the group that has written the fewest since its shard started."""
+        groups = self.groups()
+        return min((g["snapshots"] for g in groups), default=0) if len(groups) == GROUPS else 0
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        address = (self.settings.folder / "address").read_text()
+        with urllib.request.urlopen(f"{address}/metrics", timeout=5) as answer:  # noqa: S310
+            lines = answer.read().decode().splitlines()
+        return sum(
+            float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith((name + "{", name + " "))
+        )
+
+    def said(self, text: str) -> bool:
+        """Whether the log has it."""
+        return text in self.log.read_text(errors="replace")
+
+    # -- records in -------------------------------------------------------------------------------
+
+    def send(self, n: int) -> None:
+        """n records of random entities, in time order; returns once Kafka has them."""
+        self.send_to([f"e{self._rng.randrange(self.entities)}" for _ in range(n)])
+
+    def send_to(self, names: list[str]) -> None:
+        """A record of each of these entities."""
+        pairs = self.made(names)
+        for key, value in pairs:
+            self._producer.send(self.topic, key=key, value=value)
+        self._producer.flush(60)
+        self.remember(pairs)
+
+    def made(self, names: list[str]) -> list[tuple[bytes, bytes]]:
+        """Keys and values of the next records."""
+        pairs = []
+        for number, who in enumerate(names, len(self.sent)):
+            value: dict[str, Any] = {"who": who, "at": 1_600_000_000 + 7 * number, "id": number}
+            value["what"] = f"c{self._rng.randrange(6)}"
+            if self._rng.random() < 0.9:
+                value["amount"] = self._rng.gauss(0, 50)
+            pairs.append((who.encode(), msgspec.json.encode(value)))
+        return pairs
+
+    def remember(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        """These were sent, and are to be counted."""
+        self.sent += pairs
+        self.counts.update(key.decode() for key, _ in pairs)
+
+    def send_bad(self, *values: bytes) -> None:
+        """Records that no decoder takes."""
+        told = [
+            self._producer.send(
+                self.topic, key=b"e%d" % self._rng.randrange(self.entities), value=v
+            )
+            for v in values
+        ]
+        self._producer.flush(60)
+        for future in told:
+            at = future.get(60)
+            self.bad.add((at.topic, at.partition, at.offset))
+
+    def of_group(self, groups: set[int]) -> list[str]:
+        """The entities that live in these groups."""
+        from actors.partitioner import partitions_of
+
+        names = [f"e{i}" for i in range(self.entities)]
+        return [
+            n
+            for n, g in zip(names, partitions_of(names, GROUPS).tolist(), strict=True)
+            if g in groups
+        ]
+
+    # -- vectors out ------------------------------------------------------------------------------
+
+    def published(self) -> Found:
+        """As a reader finds it; empty before the first release and while Redis does not answer."""
+        names = sorted(self.counts)
+        try:
+            found = self.reader.lookup(names)
+        except Exception:
+            return {}
+        return {
+            name: (e["count"], e["release"], e["vector"])
+            for name, e in zip(names, found, strict=True)
+            if e is not None
+        }
+
+    def settled(self) -> bool:
+        """Redis has every record, all by the current release."""
+        current = current_release(self.settings.releases)
+        found = self.published()
+        return (
+            len(found) == len(self.counts)
+            and all(found[name][0] == n for name, n in self.counts.items())
+            and all(release == current for _, release, _ in found.values())
+        )
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A reader polls all the while and notes every count that fell."""
+        self._seen, ended = {}, threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.02):
+                for name, (count, _, _) in self.published().items():
+                    if count < self._seen.get(name, 0):
+                        self.falls.append(f"{name}: {self._seen[name]} -> {count}")
+                    self._seen[name] = count
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def excuse(self) -> None:
+        """Redis itself came back older: readers start anew."""
+        self._seen = {}
+
+    # -- the oracle -------------------------------------------------------------------------------
+
+    def from_scratch(self) -> State:
+        s = self.settings
+        decoder = make_decoder(s.stream, s.decode)
+        offsets = np.arange(len(self.sent))
+        keys, values = [k for k, _ in self.sent], [v for _, v in self.sent]
+        decoded, bad = decoder.decode(0, offsets, offsets, keys, values)
+        assert not bad
+        state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(self.counts) + 64)
+        state.apply(decoded)
+        return state
+
+    def compare(self, outcome: Outcome) -> Outcome:
+        """Fills in what the service's records have come to."""
+        names, state = sorted(self.counts), self.from_scratch()
+        release = Release.load(
+            self.settings.releases / str(current_release(self.settings.releases))
+        )
+        wanted = encode_anew(state, np.array([state.index[name] for name in names]), release)
+        found = self.published()
+        outcome.sent = len(self.sent) + len(self.bad)
+        for name, vector in zip(names, wanted, strict=True):
+            count, _, there = found.get(name, (0, 0, np.zeros(0)))
+            outcome.lost += max(self.counts[name] - count, 0)
+            outcome.doubled += max(count - self.counts[name], 0)
+            if len(there):
+                outcome.worst = max(outcome.worst, float(np.abs(there - vector).max()))
+        outcome.falls = len(self.falls)
+        outcome.letters = len(self.letters() ^ self.bad) if self.bad else 0
+        return outcome
+
+    def letters(self) -> set[tuple[str, int, int]]:
+        """(topic, partition, offset) of every dead letter."""
+        part = kafka.TopicPartition(f"{self.topic}.dlq", 0)
+        consumer = kafka.KafkaConsumer(
+            bootstrap_servers=self.kafka.address, enable_auto_commit=False,
+            isolation_level="read_committed", fetch_max_bytes=64 << 20,
+        )  # fmt: skip
+        found = set()
+        with closing(consumer):
+            consumer.assign([part])
+            consumer.seek_to_beginning(part)
+            end = consumer.end_offsets([part])[part]
+            while consumer.position(part) < end:
+                for record in consumer.poll(500).get(part, ()):
+                    h = dict(record.headers)
+                    found.add((h["topic"].decode(), int(h["partition"]), int(h["offset"])))
+        return found
+
+    def state_differs(self) -> list[str]:
+        """Entities whose last snapshot is not what the records make, the daemon having stopped."""
+        s, wanted = self.settings, self.from_scratch()
+        differs, seen = [], Counter[str]()
+        for group in range(GROUPS):
+            state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(self.counts) + 64)
+            newest(s.group_folder(group), partial(restore, state=state))
+            for name, slot in state.index.items():
+                seen[name] += 1
+                other = wanted.index.get(name)
+                if other is None or not all(
+                    np.allclose(getattr(state, c)[slot], getattr(wanted, c)[other], rtol=1e-9)
+                    for c in ("count", "totals", "first_us", "last_us")
+                ):
+                    differs.append(name)
+        differs += [name for name in wanted.index if seen[name] != 1]
+        return sorted(set(differs))
+
+    def writers(self, names: list[str]) -> set[int]:
+        """Lease epochs of those who last wrote these entities."""
+        client, generation = self.reader._redis, self.reader.generation()
+        found: list[Any] = [
+            client.hget(entity_key(self.settings.name, generation, name), "epoch") for name in names
+        ]
+        return {int(epoch) >> 20 for epoch in found}
+
+
+def until(condition: Callable[[], object], timeout_s: float, of: Service) -> None:
+    """Waits for it. Raises AssertionError with the end of the daemon's log."""
+    end = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > end:
+            tail = of.log.read_text(errors="replace")[-4000:]
+            raise AssertionError(f"not within {timeout_s} s; the daemon's log ends:\n{tail}")
+        pause.wait(0.05)
+
+
+def wait(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def rounds_of(
+    of: Service,
+    fault: str,
+    rounds: int,
+    seed: int,
+    act: Callable[[random.Random], object],
+) -> Outcome:
+    """`act` in mid-stream at random points, `rounds` times; after each the service catches up. Compares."""
+    rng, outcome = random.Random(seed), Outcome(fault, rounds)
+    with of.watched():
+        for _ in range(rounds):
+            of.send(rng.randrange(50, 400))
+            wait(rng.random() * 0.3)
+            act(rng)
+            began = time.monotonic()
+            of.send(rng.randrange(1, 200))
+            until(of.settled, 120, of)
+            outcome.recover_s = max(outcome.recover_s, time.monotonic() - began)
+    return of.compare(outcome)
+
+
+@contextmanager
+def service(folder: Path, kafka: Server, redis: Server, **more: Any) -> Iterator[Service]:
+    """Started, with a first release served."""
+    found = Service(folder, kafka, redis, **more)
+    found.start()
+    try:
+        found.send(max(2000, 2 * found.entities))
+        until(found.settled, 150, found)
+        yield found
+    finally:
+        found.close()
