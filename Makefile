@@ -40,7 +40,7 @@ quality-events: env servers ## measure what the embeddings know; AFRESH_DATA nam
 	@test -n "$$AFRESH_DATA" || { echo "Say where the data are: make $@ AFRESH_DATA=folder" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.quality_events $(ARGS)
 
-test-faults: env servers ## kill, stall and starve it for longer than the suite does
+test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 lock: env ## pin the newest versions anew; then: make servers test

@@ -38,7 +38,7 @@ class _Manager(KafkaConnectionManager):  # type: ignore[misc]
         return made
 
     def _failed(self, error: Exception) -> None:
-        self.trouble = error
+        self.trouble = error.with_traceback(None)  # whose frames would keep the socket open
 
 
 def connected(kind: Any, **options: Any) -> Any:

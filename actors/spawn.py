@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it takes 127.0.0.1 for "any address"
 
+import psutil
 import ray
 import ray.exceptions
 
@@ -54,6 +56,7 @@ def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
         "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # 15 unless told: shards would wait for whoever else runs here
         "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps what every call did
         "RAY_DISABLE_IMPORT_WARNING": "1",
     }
@@ -102,9 +105,9 @@ def broken() -> str:
 
 def abandon(code: int) -> NoReturn:
     """Ends this process and all below it at once: a Ray without its heart does not shut down."""
-    node: Any = ray._private.worker._global_node
-    if node is not None:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

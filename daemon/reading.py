@@ -52,7 +52,8 @@ class Reader:
 
     def released(self) -> bool:
         """Whether there was a release: before the first, Redis holds no vector of anybody."""
-        return bool(self._ask(lambda: self._redis.exists(current_key(self._stream))))
+        key = current_key(self._stream)
+        return self._ask(lambda: self._redis.hmget(key, ["release"]))[0] is not None
 
     def group(self, entity: str) -> int | None:
         """The partition group that last wrote the entity."""

@@ -192,6 +192,7 @@ class Service:
         return self.process.wait(60)
 
     def close(self) -> None:
+        self._producer.close(5)
         if self.process is not None and self.process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 self.stop()

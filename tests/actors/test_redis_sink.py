@@ -162,7 +162,7 @@ def test_a_redis_that_answers_and_takes_no_write_is_left_alone_for_longer_each_t
             sink.raise_fence(0, 7)
             client.config_set("maxmemory", 1)
             for pause in (1.0, 2.0, 3.0):
-                with pytest.raises(SinkDown, match="OOM"):
+                with pytest.raises(SinkDown, match="it answered"):
                     put(sink, 1, "a")
                 with pytest.raises(SinkDown, match="tried again"):
                     sink.ping()

@@ -12,6 +12,36 @@ from benchmarks.faults.service import Service, service
 from daemon import servers
 from daemon.children import Server
 
+MINE = "boom!"
+SITE = f"""
+import os, signal, sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "actors.decode_text":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path, target)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            read = module.Text.read
+
+            def mined(self, values):
+                if any(b"{MINE}" in value for value in values):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return read(self, values)
+
+            module.Text.read = mined
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
 
 @dataclass
 class Lab:
@@ -35,5 +65,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="package")
 def of(lab: Lab) -> Iterator[Service]:
-    with service(lab.folder / "service", lab.kafka, lab.redis) as found:
-        yield found
+    """Its JSON decoder dies over MINE, whichever process it runs in."""
+    (lab.folder / "site").mkdir()
+    (lab.folder / "site" / "sitecustomize.py").write_text(SITE)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(lab.folder / "site"))
+        with service(lab.folder / "service", lab.kafka, lab.redis) as found:
+            yield found
