@@ -229,7 +229,8 @@ class App:
         for name, child in self._children.items():
             seen = None if child.process.restart_at is not None else self._look(name, child)
             before = child.process
-            child.process, decision = decide(before, seen, now, self._patience_s(name, child))
+            patience_s, steady_s = self._patience_s(name, child), self.settings.service.steady_s
+            child.process, decision = decide(before, seen, now, patience_s, steady_s)
             if child.process.restart_at is not None and before.restart_at is None:
                 log.error(
                     "process_down",

@@ -67,6 +67,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lease_s: Annotated[float, Meta(ge=1)] = 10.0
     hang_s: Annotated[float, Meta(ge=1)] = 60.0
     """A process whose loop has not turned for so long is replaced."""
+    steady_s: Annotated[float, Meta(ge=1)] = 300.0
+    """A process that ran for so long is forgiven its earlier restarts, each of which waits longer."""
     grace_s: Annotated[float, Meta(ge=1)] = 25.0
     """How long a stop may take: batches in hand, last snapshots."""
     object_store_mb: Annotated[int, Meta(ge=80)] = 200

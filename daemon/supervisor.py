@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 
 BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-STEADY_S = 300.0
-"""A process that ran so long is forgiven its earlier restarts."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,11 @@ Decision = Nothing | Restart | Stop
 
 
 def decide(
-    process: Process, seen: Seen | None, now: float, hang_s: float
+    process: Process, seen: Seen | None, now: float, hang_s: float, steady_s: float
 ) -> tuple[Process, Decision]:
-    """The process as it is remembered from now on, and what to do. `seen` is None while it is down."""
+    """The process as it is remembered from now on, and what to do. `seen` is None while it is down.
+
+    One that ran for steady_s is forgiven its earlier restarts."""
     if process.restart_at is not None:
         if now < process.restart_at:
             return process, Nothing()
@@ -75,7 +75,7 @@ def decide(
         return up, Restart(f"{process.name} is started again")
     match seen:
         case Alive(progress) if progress != process.progress:
-            restarts = 0 if now - process.started_at > STEADY_S else process.restarts
+            restarts = 0 if now - process.started_at > steady_s else process.restarts
             return replace(
                 process, progress=progress, progressed_at=now, restarts=restarts
             ), Nothing()

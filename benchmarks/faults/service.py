@@ -87,6 +87,7 @@ every_updates = 5
 [service]
 lease_s = 4
 hang_s = 12
+steady_s = 2
 [http]
 port = 0
 """

@@ -4,7 +4,6 @@ import pytest
 
 from daemon.supervisor import (
     BACKOFF_S,
-    STEADY_S,
     Alive,
     Dead,
     Decision,
@@ -18,7 +17,7 @@ from daemon.supervisor import (
     decide,
 )
 
-HANG_S = 60.0
+HANG_S, STEADY_S = 60.0, 300.0
 P = Process("p", started_at=100.0, progress=7, progressed_at=150.0)
 AGAIN = Restart("p is started again")
 
@@ -61,16 +60,16 @@ TABLE: list[tuple[str, Process, Seen | None, float, Process, Decision]] = [
 def test_decisions(
     before: Process, seen: Seen | None, now: float, after: Process, decision: Decision
 ) -> None:
-    assert decide(before, seen, now, HANG_S) == (after, decision)
+    assert decide(before, seen, now, HANG_S, STEADY_S) == (after, decision)
 
 
 def test_one_that_dies_at_once_again_and_again_is_started_ever_more_seldom() -> None:
     process, now, waits = Process("p", 0.0), 0.0, []
     for _ in range(len(BACKOFF_S) + 2):
-        process, _ = decide(process, Dead("kill"), now, HANG_S)
+        process, _ = decide(process, Dead("kill"), now, HANG_S, STEADY_S)
         assert process.restart_at is not None
         waits.append(process.restart_at - now)
         now = process.restart_at
-        process, decision = decide(process, None, now, HANG_S)
+        process, decision = decide(process, None, now, HANG_S, STEADY_S)
         assert isinstance(decision, Restart)
     assert waits == [*BACKOFF_S, BACKOFF_S[-1], BACKOFF_S[-1]]
