@@ -54,7 +54,7 @@ class RedisSink:
         if int(there) != epoch:
             raise Fenced(
                 f"{key} in Redis holds epoch {int(there)}, ours is {epoch}: a newer owner writes "
-                "this group. If its state folder is gone for good, delete that key and start again."
+                "this group. With an older or a new state folder see 'Restore' in docs/operations.md."
             )
         return {} if positions is None else msgspec.json.decode(positions, type=dict[str, int])
 

@@ -76,7 +76,6 @@ class Demo:
                 self.out.print(report.summary(status, time.monotonic() - began))
                 self.out.print(report.nearest())
                 if self.keep:
-                    self._kept(settings, config)
                     stack.pop_all()
                 else:  # the vectors are read; what follows has the machine to itself
                     with self.out.status("Stopping what was started"):
@@ -84,6 +83,8 @@ class Demo:
                 with self.out.status("Comparing with an untrained encoder and with aggregates"):
                     table = report.comparison()
                 self.out.print(table)
+                if self.keep:
+                    self._kept(settings, config)
             except KeyboardInterrupt:
                 self.out.print("Stopped; everything that was started is being stopped too.")
                 return 130
@@ -287,8 +288,9 @@ class Demo:
         )
         self.out.print("To stop it, the daemon first: see the README, 'Try it by hand'.")
         self.out.print(
-            f"Commands: export {names}\n  afresh status --config {config}", soft_wrap=True
+            f"Commands, after this line: afresh status --config {config}", soft_wrap=True
         )
+        self.out.print(f"export {names}", soft_wrap=True, highlight=False)
 
 
 def facts_of(status: dict[str, Any]) -> dict[str, Any]:
