@@ -10,13 +10,17 @@ import psutil
 from benchmarks.faults.service import Outcome, Service, rounds_of, until
 
 ACTORS = ("ShardProcess", "LearnProcess", "PublishProcess")
+LOADING_S = {"ShardProcess": 0.0, "LearnProcess": 8.0, "PublishProcess": 4.0}
 
 
 def kill_actor(of: Service, rounds: int, seed: int, what: str) -> Outcome:
-    """The supervisor starts it again."""
+    """The supervisor starts it again. One that has hardly begun is waited for: else it is what starts up
+    that is killed, after ever longer pauses."""
 
-    def act(_: random.Random) -> None:
-        until(partial(of.kill, what), 60, of)
+    def act(rng: random.Random) -> None:
+        old_enough = LOADING_S[what] + rng.random()
+        until(lambda: of.age(what) > old_enough, 90, of)
+        assert of.kill(what)
 
     return rounds_of(of, f"kill -9 {what}", rounds, seed, act)
 

@@ -232,6 +232,11 @@ class Service:
             process.send_signal(number)
         return True
 
+    def age(self, what: str) -> float:
+        """Seconds since the process started; below zero while there is none."""
+        process = self.find(what)
+        return -1.0 if process is None else time.time() - process.create_time()
+
     def kill(self, what: str) -> bool:
         return self.signal(what, signal.SIGKILL)
 

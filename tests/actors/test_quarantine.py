@@ -85,6 +85,9 @@ def run(
         except Crashed:
             continue
         finally:
+            for group in shard.groups.values():  # the threads of a process end with it
+                if group.snapshot is not None:
+                    group.snapshot.abandon()
             letters += shard.dead_letters.letters  # type: ignore[attr-defined]
         return shard, letters
     raise AssertionError("it crashes for ever")
@@ -165,7 +168,7 @@ def test_it_is_forgotten_once_every_kept_snapshot_is_past_it(tmp_path: Path) -> 
     assert b'"aside":[["memory",12]]' in known.read_bytes()
     for _ in range(2):
         shard.groups[0].begin_snapshot(lambda: None, [])
-        shard._finish_snapshot(shard.groups[0])
+        shard.finish_snapshots()
     opened(tmp_path, source, decoder, 100)
     assert b'"aside":[]' in known.read_bytes()
 
