@@ -50,6 +50,9 @@ class Group:
     swap: int = 0  # up to which swap of releases `state.owed` tells what Redis lacks
     owed_deletions: dict[str, None] = field(default_factory=dict)
     forgets: list[int] = field(default_factory=list)  # of the snapshot: see Shard
+    # what Redis was last seen to hold; `acked` never falls, for slabs of a snapshot may rest on it
+    held: list[int] = field(default_factory=list)
+    held_loss: int = 0
     queue: I64 = field(
         default_factory=lambda: np.zeros(0, np.int64)
     )  # owed slots, most recent first
@@ -88,7 +91,8 @@ class Group:
             owed = dict.fromkeys(found.meta["owed_deletions"])
             group = cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
             group.swap, group.acked = found.meta["swap"], found.meta["acked"]
-            group.loss = group.acked_loss = found.meta["loss"]
+            group.loss = group.acked_loss = group.held_loss = found.meta["loss"]
+            group.held = list(group.acked)
             group.forgets = found.meta["forgets"]
             return group
 
@@ -112,12 +116,12 @@ class Group:
         seen = sink.raise_fence(self.number, self.epoch)
         positions = [seen.get(topic, 0) for topic in self.topics]
         loss = seen.get(LOSS, 0)
-        if loss != self.acked_loss or any(map(int.__lt__, positions, self.acked)):
+        if loss != self.held_loss or any(map(int.__lt__, positions, self.held)):
             log.warning(
                 "redis_lost_data", group=self.number, next="all its entities are written again"
             )
             self.owe_everything()
-            self.acked, self.acked_loss = list(positions), loss
+            self.held, self.held_loss = list(positions), loss
         return positions
 
     def advance(self, released: bool) -> bool:
@@ -255,7 +259,8 @@ class Group:
         def acknowledged() -> WriteResult:
             result = answer()
             self.acked[:] = reached  # in place: a snapshot under way must not say less
-            self.acked_loss = loss
+            self.acked_loss = self.held_loss = loss
+            self.held = reached
             return result
 
         return acknowledged

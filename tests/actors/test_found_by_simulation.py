@@ -84,3 +84,27 @@ def test_a_quiet_group_that_has_caught_up_snapshots_again(folder: Path) -> None:
     again = make_shard(folder, source, server, restarts=1)
     settle(again)
     assert again.groups[0].state.marks is None
+
+
+def test_a_loss_noticed_while_a_snapshot_is_under_way_does_not_hide_the_next_one(
+    folder: Path,
+) -> None:
+    """What a snapshot says of Redis never falls: its later slabs say paid, under whatever filling."""
+    source, server = MemorySource([record("a", 1)]), MemoryServer()
+    shard = make_shard(folder, source, server, config=ShardConfig(snapshot_every_s=3600))
+    group: Group = shard.groups[0]
+    shard.turn()  # a snapshot begins; nothing is written yet
+    snapshot, group.snapshot = group.snapshot, None
+    adopt(shard)
+    group.check_fence(shard.sink)  # nothing was acknowledged: no loss
+    server.groups.clear()
+    group.loss = group.held_loss = 7  # as after an earlier loss
+    group.check_fence(shard.sink)
+    settle(shard)
+    assert sorted(published(server)) == ["a"]
+    group.snapshot = snapshot
+    shard._finish_snapshot(group)
+    server.lose()
+    again = make_shard(folder, source, server, restarts=1)
+    settle(again)
+    assert sorted(published(server)) == ["a"]
