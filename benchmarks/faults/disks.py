@@ -70,6 +70,7 @@ def damaged(of: Service, rounds: int, seed: int) -> Outcome:
 
     def act(rng: random.Random) -> None:
         until(of.settled, 60, of)
+        until(lambda: of.snapshots() >= 2, 30, of)  # else both that are kept have been damaged
         before = of.epoch()
         assert of.stop() == 0
         s = of.settings

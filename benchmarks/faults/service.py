@@ -97,7 +97,8 @@ Found = dict[str, tuple[int, int, Any]]
 
 @dataclass
 class Outcome:
-    """One fault, several rounds. `recover_s`: from its end until Redis had all that was sent; the worst."""
+    """One fault, several rounds. `recover_s`: the longest from its end (the broker answers again, a successor
+    serves) until Redis had all that was sent."""
 
     fault: str
     rounds: int
