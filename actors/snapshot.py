@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -293,8 +293,9 @@ class GroupSnapshot:
         """Gives up what is not finished; what is on disk already stays as it was."""
         if self._thread.is_alive():
             self._result = SnapshotError("abandoned")
-            with suppress(Exception):
-                self._queue.put_nowait(None)
+            with suppress(Empty):  # room for the word to stop, which a waiting slab would have no turn for
+                self._queue.get_nowait()
+            self._queue.put(None)
             self._thread.join(timeout=5)
 
     def _write(self, root: Path, before_commit: Callable[[], None]) -> None:
