@@ -293,8 +293,8 @@ class GroupSnapshot:
         """Gives up what is not finished; what is on disk already stays as it was."""
         if self._thread.is_alive():
             self._result = SnapshotError("abandoned")
-            with suppress(Empty):  # room for the word to stop, which a waiting slab would have no turn for
-                self._queue.get_nowait()
+            with suppress(Empty):
+                self._queue.get_nowait()  # a slab that waits would leave no room for the word to stop
             self._queue.put(None)
             self._thread.join(timeout=5)
 
