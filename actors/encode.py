@@ -87,10 +87,8 @@ def session(graph: bytes, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     providers: list[object] = ["CPUExecutionProvider"]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in (
-        "",
-        "-1",
-    )  # Ray's way of saying: not for you
+    # Ray's way of saying: not for you
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     gpu = Path("/dev/nvidia0").exists() and not hidden
     if gpu and "CUDAExecutionProvider" in ort.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))

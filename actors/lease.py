@@ -61,6 +61,12 @@ def newest_epoch(folder: Path) -> int:
     return max((int(p.name[6:]) for p in folder.glob("epoch-*")), default=0)
 
 
+def refuse_replaced(folder: Path, lease: int, whose: str) -> None:
+    """For those who work under a lease without holding it. Raises LeaseLost once a newer one was taken."""
+    if newest_epoch(folder) > lease:
+        raise LeaseLost(f"{folder}: a successor holds the lease; {whose} stops.")
+
+
 def _write(file: Path, data: bytes) -> None:
     """On a full disk over what is there already: a holder that is well must not seem gone."""
     try:

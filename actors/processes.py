@@ -17,7 +17,7 @@ import structlog
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.group import Group
-from actors.lease import newest_epoch
+from actors.lease import refuse_replaced
 from actors.ports import LearnerPort
 from actors.publish import Publish, ReleaseConfig
 from actors.quarantine import Quarantine
@@ -27,7 +27,7 @@ from actors.shard import Ports, Shard, ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import EncoderConfig, LearnerConfig
-from schemas.errors import AfreshError, LeaseLost, SinkDown
+from schemas.errors import AfreshError, SinkDown
 from schemas.records import StreamConfig
 
 if TYPE_CHECKING:
@@ -110,8 +110,7 @@ class Worker:
         now = time.monotonic()
         if now - self._checked > 1.0:
             self._checked = now
-            if newest_epoch(self._root) > self._lease:
-                raise LeaseLost(f"{self._root}: a successor holds the lease; this process stops.")
+            refuse_replaced(self._root, self._lease, "this process")
         return self._stop.is_set()
 
     def _run(self) -> None:

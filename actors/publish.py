@@ -25,13 +25,13 @@ from actors.encode import (
     set_current,
 )
 from actors.graphs import in_parts, interface, of_encoder, some
-from actors.lease import newest_epoch
+from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
 from actors.shard import resident_bytes
 from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
-from schemas.errors import LeaseLost, ReleaseError, SinkDown
+from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
 from schemas.records import StreamConfig, Windows
 from schemas.stats import PublisherStats
@@ -164,10 +164,7 @@ class Publish:
 
     def _switch(self, number: int) -> None:
         """Readers find the release in Redis before any vector of it: shards follow the disk."""
-        if newest_epoch(self._root) > self._epoch >> 20:
-            raise LeaseLost(
-                f"{self._root}: a successor holds the lease; release {number} is not ours."
-            )
+        refuse_replaced(self._root, self._epoch >> 20, "this publisher")
         with suppress(SinkDown):
             self._put(number, needed=True)
         set_current(self._releases, number)
