@@ -367,7 +367,13 @@ def _fill(
     names = [blob[a:b].decode() for a, b in itertools.pairwise([0, *ends])]
     keep = _room_for(state, names, t["touched"], marks)
     # the same name in two slabs: the entity moved; the later copy holds
-    slots = np.array([_slot_of(state, name) for name in itertools.compress(names, keep)], np.int64)
+    slots = np.array(
+        [
+            state.index[name] if name in state.index else state.slot_for(name)
+            for name in itertools.compress(names, keep)
+        ],
+        np.int64,
+    )
     for column in SLOT_COLUMNS:
         if column != "recurrent" or same_state:
             getattr(state, column)[slots] = t[column][keep]
@@ -401,16 +407,3 @@ def _room_for(state: State, names: list[str], touched: I64, marks: Marks) -> Boo
     keep[new[oldest[oldest >= len(here)] - len(here)]] = False
     state.counts.evicted += excess
     return keep
-
-
-def _slot_of(state: State, name: str) -> int:
-    slot = state.index.get(name)
-    if slot is None:
-        if state.free:
-            slot = state.free.pop()
-            state.names[slot] = name
-        else:
-            slot = len(state.names)
-            state.names.append(name)
-        state.index[name] = slot
-    return slot

@@ -265,13 +265,7 @@ class State:
         if wanted > 0:
             self._evict(wanted)
         for name in newcomers:
-            if self.free:
-                slot = self.free.pop()
-                self.names[slot] = name
-            else:
-                slot = len(self.names)
-                self.names.append(name)
-            self.index[name] = slot
+            self.slot_for(name)
         at = np.fromiter((self.index[entities[i]] for i in new), np.int64, len(new))
         slots[new] = at
         self.touched[at] = self.clock
@@ -279,6 +273,17 @@ class State:
         began = time_us[np.asarray(new)[first[1]]]
         self.since_us[first[0]] = np.maximum(began, self.life_us + 1)
         self.counts.entities = len(self.index)
+
+    def slot_for(self, name: str) -> int:
+        """A free slot, which is the new name's from now on."""
+        if self.free:
+            slot = self.free.pop()
+            self.names[slot] = name
+        else:
+            slot = len(self.names)
+            self.names.append(name)
+        self.index[name] = slot
+        return slot
 
     def _evict(self, wanted: int) -> None:
         """Frees at least `wanted` slots: the least recently touched, some more at once to do it seldom."""
