@@ -31,9 +31,14 @@ from schemas.records import I64, Bool
 FORMAT = 2
 MANIFEST = "manifest.json"
 SLAB_BYTES = 8 << 20
+DAMAGED = ".damaged"
 T = TypeVar("T")
 _NAME = re.compile("[0-9]+-[0-9]+")
 log = structlog.get_logger()
+
+
+class Damaged(SnapshotError):
+    """Bytes on disk are not those that were written."""
 
 
 def epoch_of(lease: int, restarts: int) -> int:
@@ -112,7 +117,7 @@ class Folder:
             if wanted != _sum(manifest):
                 raise ValueError("its SHA-256 is not the one in it")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SnapshotError(f"{path}: its manifest cannot be read ({error}).") from error
+            raise Damaged(f"{path}: its manifest cannot be read ({error}).") from error
         if found != FORMAT:
             raise SnapshotError(
                 f"{path} has format {found}, this afresh reads {FORMAT}. Run the version that wrote it."
@@ -120,14 +125,14 @@ class Folder:
         return cls(path, meta, files)
 
     def read(self, file: str) -> bytes:
-        """The file's bytes. Raises SnapshotError unless size and SHA-256 are the manifest's."""
+        """The file's bytes. Raises Damaged unless size and SHA-256 are the manifest's."""
         try:
             data = (self.path / file).read_bytes()
             wanted = self.files[file]
         except (OSError, KeyError) as error:
-            raise SnapshotError(f"{self.path / file} is missing ({error}).") from error
+            raise Damaged(f"{self.path / file} is missing ({error}).") from error
         if len(data) != wanted["size"] or hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-            raise SnapshotError(
+            raise Damaged(
                 f"{self.path / file} is truncated or altered: its SHA-256 is not the manifest's."
             )
         return data
@@ -152,14 +157,22 @@ def folders(root: Path) -> list[Path]:
 def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
     """What `load` makes of the newest folder that verifies; None where there is none at all.
 
+    Damaged ones newer than it are set aside, so that they do not count among those that are kept.
     Raises SnapshotError where there are some and none can be used."""
-    reasons = []
+    reasons, damaged = [], list[Path]()
     for path in folders(root):
         try:
-            return load(Folder.open(path))
+            found = load(Folder.open(path))
         except (SnapshotError, safetensors.SafetensorError) as error:
             reasons.append(str(error))
             log.warning("snapshot_unusable", path=str(path), reason=str(error))
+            if isinstance(error, Damaged | safetensors.SafetensorError):
+                damaged.append(path)
+            continue
+        for path in damaged:
+            with suppress(OSError):
+                path.rename(path.with_name(path.name + DAMAGED))
+        return found
     if reasons:
         raise SnapshotError(
             f"none of the snapshots in {root} can be used. {reasons[0]} Mend it, or move the folder away "
@@ -169,14 +182,16 @@ def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
 
 
 def prune(root: Path, keep: int, upto: str, also: frozenset[str] = frozenset()) -> None:
-    """Deletes all but the `keep` newest folders up to `upto` (an owner's newest) and those in `also`."""
+    """Deletes all but the `keep` newest folders up to `upto` (an owner's newest) and those in `also`, and
+    what was set aside before these."""
     old = [p for p in folders(root) if _order(p.name) <= _order(upto)]
-    for path in old[keep:]:
-        if path.name not in also:
-            shutil.rmtree(path, ignore_errors=True)
-    for part in root.glob(".*.part"):
-        if f".{os.getpid()}." not in part.name:
-            shutil.rmtree(part, ignore_errors=True)
+    gone = [p for p in old[keep:] if p.name not in also]
+    if len(old) >= keep > 0:
+        aside = [p for p in root.glob(f"*{DAMAGED}") if _NAME.fullmatch(p.stem)]
+        gone += [p for p in aside if _order(p.stem) < _order(old[keep - 1].name)]
+    gone += [p for p in root.glob(".*.part") if f".{os.getpid()}." not in p.name]
+    for path in gone:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 # -- a group's snapshot ---------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.faults import brokers, disks, poison, processes, simulation, soak, stores
-from benchmarks.faults.service import Outcome, Service, service
+from benchmarks.faults.outcome import Outcome, state_differs
+from benchmarks.faults.service import Service, service
 from benchmarks.items import Item, shown
 from daemon import servers
 from daemon.children import Server
@@ -85,22 +86,13 @@ def table(outcomes: list[Outcome]) -> Table:
     return out
 
 
-def main(asked: list[str]) -> None:
-    out = Console(width=150)
-    rounds = int(os.environ.get("AFRESH_ROUNDS", "20"))
-    known = [*faults(rounds), "many", "simulation", "soak"]
-    if unknown := set(asked) - set(known):
-        out.print(f"No fault {', '.join(sorted(unknown))}; there are: {', '.join(known)}.")
-        sys.exit(2)
-    wanted = asked or known
-    outcomes: list[Outcome] = []
-    items: list[Item] = []
-
-    def done(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        items.extend(outcome.items())
-        out.print(outcome, soft_wrap=True)
-
+def every(
+    wanted: list[str],
+    rounds: int,
+    out: Console,
+    done: Callable[[Outcome], None],
+    items: list[Item],
+) -> None:
     if "simulation" in wanted:
         items += simulation.run(float(os.environ.get("AFRESH_SECONDS", "600")), out)
     with ExitStack() as stack:
@@ -118,7 +110,7 @@ def main(asked: list[str]) -> None:
             with service(folder / "service", kafka, redis) as of:
                 for seed, (fault, n) in enumerate(chosen.values()):
                     done(fault(of, n, seed))
-                code, differs = of.stop(), of.state_differs()
+                code, differs = of.stop(), state_differs(of)
             items.append(shown("exit code after SIGTERM", code, ""))
             items[-1] |= {"bar": 0.0, "ok": code == 0}
             items.append(shown("entities whose state is not what was sent", len(differs), ""))
@@ -130,12 +122,34 @@ def main(asked: list[str]) -> None:
                 outcome, more = soak.soak(of, float(os.environ.get("AFRESH_SOAK_S", "1200")))
                 done(outcome)
                 items += more
-    out.print(table(outcomes))
-    BUILD.mkdir(exist_ok=True)
-    (BUILD / "test-faults.json").write_text(json.dumps(items, indent=1))
+
+
+def main(asked: list[str]) -> None:
+    out = Console(width=150)
+    rounds = int(os.environ.get("AFRESH_ROUNDS", "20"))
+    known = [*faults(rounds), "many", "simulation", "soak"]
+    if unknown := set(asked) - set(known):
+        out.print(f"No fault {', '.join(sorted(unknown))}; there are: {', '.join(known)}.")
+        sys.exit(2)
+    wanted = asked or known
+    outcomes: list[Outcome] = []
+    items: list[Item] = []
+
+    def done(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        items.extend(outcome.items())
+        out.print(outcome, soft_wrap=True)
+
+    try:
+        every(wanted, rounds, out, done, items)
+    finally:  # what was seen until something went wrong is worth an hour
+        out.print(table(outcomes))
+        BUILD.mkdir(exist_ok=True)
+        (BUILD / "test-faults.json").write_text(json.dumps(items, indent=1))
     bad = [item["name"] for item in items if item["ok"] is False]
     if bad:
         out.print(f"[red]{len(bad)} misses:[/] {'; '.join(bad)}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 
 import kafka
 
-from benchmarks.faults.service import GROUPS, Outcome, Service, rounds_of, until
+from benchmarks.faults.outcome import Outcome, rounds_of
+from benchmarks.faults.service import GROUPS, Service, until
 
 
 def killed(of: Service, rounds: int, seed: int) -> Outcome:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from actors.encode import current_release
 from actors.snapshot import Folder, folders
-from benchmarks.faults.service import GROUPS, Outcome, Service, rounds_of, until
+from benchmarks.faults.outcome import Outcome, rounds_of
+from benchmarks.faults.service import GROUPS, Service, until
 
 
 @contextmanager
@@ -68,18 +69,22 @@ def _fill(path: Path) -> None:
 def damaged(of: Service, rounds: int, seed: int) -> Outcome:
     """A bit flips in, or the end is lost of, a file of the newest snapshots and of the served release."""
 
+    s, last = of.settings, 0
+
     def act(rng: random.Random) -> None:
+        nonlocal last
         until(of.settled, 60, of)
-        until(lambda: of.snapshots() >= 2, 30, of)  # else both that are kept have been damaged
+        until(lambda: of.snapshots() >= 1, 30, of)  # else there is none but the one damaged before
+        until(lambda: current_release(s.releases) > last, 60, of)
         before = of.epoch()
         assert of.stop() == 0
-        s = of.settings
         newest = [folders(s.group_folder(g))[0] for g in range(GROUPS)]
         newest.append(folders(s.folder / "learner")[0])
         current = current_release(s.releases)
         others = [p for p in s.releases.iterdir() if p.name.isdigit() and int(p.name) < current]
         if others:
             newest.append(s.releases / str(current))
+            last = current
         for folder in newest:
             damage(rng.choice(sorted(p for p in folder.iterdir() if p.is_file())), rng)
         of.send(rng.randrange(1, 200))

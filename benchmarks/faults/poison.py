@@ -4,7 +4,8 @@ import json
 import random
 from typing import Any
 
-from benchmarks.faults.service import Outcome, Service, until
+from benchmarks.faults.outcome import Outcome, compare, letters
+from benchmarks.faults.service import Service, until
 
 EACH = 99
 """Good records to a bad one."""
@@ -75,5 +76,5 @@ def poisoned(of: Service, rounds: int, seed: int) -> Outcome:
                 of.send_bad(value)
                 of.send(EACH - before)
             until(of.settled, 120, of)
-            until(lambda: of.letters() >= of.bad, 60, of)
-    return of.compare(outcome)
+            until(lambda: letters(of) >= of.bad, 60, of)
+    return compare(of, outcome)

@@ -7,7 +7,8 @@ from functools import partial
 
 import psutil
 
-from benchmarks.faults.service import Outcome, Service, rounds_of, until
+from benchmarks.faults.outcome import Outcome, rounds_of, state_differs
+from benchmarks.faults.service import Service, until
 
 ACTORS = ("ShardProcess", "LearnProcess", "PublishProcess")
 LOADING_S = {"ShardProcess": 0.0, "LearnProcess": 8.0, "PublishProcess": 4.0}
@@ -141,7 +142,7 @@ def rescale(of: Service, rounds: int, seed: int, shards: tuple[int, ...] = (4, 1
         until(of.settled, 60, of)
         before = of.epoch()
         assert of.stop() == 0
-        assert of.state_differs() == []
+        assert state_differs(of) == []
         of.configure(next(turn))
         of.send(rng.randrange(1, 200))
         of.start()

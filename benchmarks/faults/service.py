@@ -14,23 +14,16 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import kafka
 import msgspec
-import numpy as np
 import psutil
 
-from actors.decode import make_decoder
-from actors.embed import encode_anew
-from actors.encode import Release, current_release
-from actors.snapshot import newest, restore
-from actors.state import State
-from benchmarks.items import Item, at_most, shown
+from actors.encode import current_release
 from daemon import servers
 from daemon.children import Server
 from daemon.cli import fetch_status
@@ -93,42 +86,6 @@ port = 0
 """
 Found = dict[str, tuple[int, int, Any]]
 """entity -> (count, release, vector)"""
-
-
-@dataclass
-class Outcome:
-    """One fault, several rounds. `recover_s`: the longest from its end (the broker answers again, a successor
-    serves) until Redis had all that was sent."""
-
-    fault: str
-    rounds: int
-    sent: int = 0
-    lost: int = 0
-    doubled: int = 0
-    falls: int = 0
-    letters: int = 0  # dead letters that are missing, or of records that are not bad
-    worst: float = 0.0  # largest difference of a vector from the one computed from scratch
-    recover_s: float = 0.0
-    note: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return not (self.lost or self.doubled or self.falls or self.letters) and self.worst <= 1e-5
-
-    def items(self) -> list[Item]:
-        exact = [
-            at_most(f"{self.fault}: {name}", getattr(self, name), unit, 0)
-            for name, unit in (
-                ("lost", "records"), ("doubled", "records"), ("falls", "counts"), ("letters", "records")
-            )
-        ]  # fmt: skip
-        return [
-            *exact,
-            at_most(f"{self.fault}: worst vector", self.worst, "absolute", 1e-5),
-            shown(f"{self.fault}: rounds", self.rounds, ""),
-            shown(f"{self.fault}: sent", self.sent, "records"),
-            shown(f"{self.fault}: slowest to recover", self.recover_s, "s"),
-        ]
 
 
 @dataclass
@@ -383,74 +340,6 @@ class Service:
         """Redis itself came back older: readers start anew."""
         self._seen = {}
 
-    # -- the oracle -------------------------------------------------------------------------------
-
-    def from_scratch(self) -> State:
-        s = self.settings
-        decoder = make_decoder(s.stream, s.decode)
-        offsets = np.arange(len(self.sent))
-        keys, values = [k for k, _ in self.sent], [v for _, v in self.sent]
-        decoded, bad = decoder.decode(0, offsets, offsets, keys, values)
-        assert not bad
-        state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(self.counts) + 64)
-        state.apply(decoded)
-        return state
-
-    def compare(self, outcome: Outcome) -> Outcome:
-        """Fills in what the service's records have come to."""
-        names, state = sorted(self.counts), self.from_scratch()
-        release = Release.load(
-            self.settings.releases / str(current_release(self.settings.releases))
-        )
-        wanted = encode_anew(state, np.array([state.index[name] for name in names]), release)
-        found = self.published()
-        outcome.sent = len(self.sent) + len(self.bad)
-        for name, vector in zip(names, wanted, strict=True):
-            count, _, there = found.get(name, (0, 0, np.zeros(0)))
-            outcome.lost += max(self.counts[name] - count, 0)
-            outcome.doubled += max(count - self.counts[name], 0)
-            if len(there):
-                outcome.worst = max(outcome.worst, float(np.abs(there - vector).max()))
-        outcome.falls = len(self.falls)
-        outcome.letters = len(self.letters() ^ self.bad) if self.bad else 0
-        return outcome
-
-    def letters(self) -> set[tuple[str, int, int]]:
-        """(topic, partition, offset) of every dead letter."""
-        part = kafka.TopicPartition(f"{self.topic}.dlq", 0)
-        consumer = kafka.KafkaConsumer(
-            bootstrap_servers=self.kafka.address, enable_auto_commit=False,
-            isolation_level="read_committed", fetch_max_bytes=64 << 20,
-        )  # fmt: skip
-        found = set()
-        with closing(consumer):
-            consumer.assign([part])
-            consumer.seek_to_beginning(part)
-            end = consumer.end_offsets([part])[part]
-            while consumer.position(part) < end:
-                for record in consumer.poll(500).get(part, ()):
-                    h = dict(record.headers)
-                    found.add((h["topic"].decode(), int(h["partition"]), int(h["offset"])))
-        return found
-
-    def state_differs(self) -> list[str]:
-        """Entities whose last snapshot is not what the records make, the daemon having stopped."""
-        s, wanted = self.settings, self.from_scratch()
-        differs, seen = [], Counter[str]()
-        for group in range(GROUPS):
-            state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(self.counts) + 64)
-            newest(s.group_folder(group), partial(restore, state=state))
-            for name, slot in state.index.items():
-                seen[name] += 1
-                other = wanted.index.get(name)
-                if other is None or not all(
-                    np.allclose(getattr(state, c)[slot], getattr(wanted, c)[other], rtol=1e-9)
-                    for c in ("count", "totals", "first_us", "last_us")
-                ):
-                    differs.append(name)
-        differs += [name for name in wanted.index if seen[name] != 1]
-        return sorted(set(differs))
-
     def writers(self, names: list[str]) -> set[int]:
         """Lease epochs of those who last wrote these entities."""
         client, generation = self.reader._redis, self.reader.generation()
@@ -473,27 +362,6 @@ def until(condition: Callable[[], object], timeout_s: float, of: Service) -> Non
 
 def wait(seconds: float) -> None:
     threading.Event().wait(seconds)
-
-
-def rounds_of(
-    of: Service,
-    fault: str,
-    rounds: int,
-    seed: int,
-    act: Callable[[random.Random], object],
-) -> Outcome:
-    """`act` in mid-stream at random points, `rounds` times; after each the service catches up. Compares."""
-    rng, outcome = random.Random(seed), Outcome(fault, rounds)
-    with of.watched():
-        for _ in range(rounds):
-            of.send(rng.randrange(50, 400))
-            wait(rng.random() * 0.3)
-            act(rng)
-            began = time.monotonic()
-            of.send(rng.randrange(1, 200))
-            until(of.settled, 120, of)
-            outcome.recover_s = max(outcome.recover_s, time.monotonic() - began)
-    return of.compare(outcome)
 
 
 @contextmanager

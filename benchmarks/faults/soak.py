@@ -15,8 +15,9 @@ import kafka
 import numpy as np
 import psutil
 
+from benchmarks.faults.outcome import Outcome, compare, rounds_of
 from benchmarks.faults.processes import ACTORS
-from benchmarks.faults.service import Outcome, Service, rounds_of, until, wait
+from benchmarks.faults.service import Service, until, wait
 from benchmarks.items import Item, at_most, shown
 
 RATE = 13_000.0  # records/s: half of what `make bench` finds the daemon to take
@@ -82,7 +83,7 @@ def soak(of: Service, seconds: float, rate: float = RATE) -> tuple[Outcome, list
             outcome.recover_s = max(outcome.recover_s, one.recover_s)
     wanted = {f"broad-{i}": n for i, n in enumerate(counts) if n}
     until(lambda: not _missing(of, wanted), 180, of)
-    of.compare(outcome)
+    compare(of, outcome)
     outcome.sent += sum(wanted.values())
     outcome.doubled += sum(
         max(there - wanted[name], 0) for name, there in _counts(of, wanted).items()

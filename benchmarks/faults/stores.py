@@ -6,7 +6,8 @@ import threading
 import psutil
 import redis
 
-from benchmarks.faults.service import Outcome, Service, rounds_of, until, wait
+from benchmarks.faults.outcome import Outcome, rounds_of
+from benchmarks.faults.service import Service, until, wait
 
 
 def _client(of: Service) -> redis.Redis:

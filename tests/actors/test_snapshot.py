@@ -49,6 +49,21 @@ def test_a_changed_bit_or_a_lost_end_of_any_file_is_noticed(tmp_path: Path, seed
     assert list(state.index) == ["e0"]
 
 
+def test_what_is_damaged_does_not_count_among_those_that_are_kept(tmp_path: Path) -> None:
+    def load() -> list[int] | None:
+        return newest(tmp_path, lambda folder: restore(folder, State(SHAPE, 8, 2, 64)))
+
+    snapshot(tmp_path, 1, OLD)
+    for number in range(2, 8):  # each time but one snapshot is written before the next damage
+        snapshot(tmp_path, number, NEW)
+        (tmp_path / f"1-{number}" / "manifest.json").write_bytes(b"{")
+        assert load() == [OLD]
+    for number in (8, 9):
+        snapshot(tmp_path, number, NEW)
+    assert load() == [NEW]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1-8", "1-9"]
+
+
 def test_what_others_leave_in_the_folder_is_not_taken_for_a_snapshot(tmp_path: Path) -> None:
     snapshot(tmp_path, 1, OLD)
     for name in ("5-7.bak", "lost+found", "x"):

@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
+from benchmarks.faults.outcome import Outcome, compare, letters
 from benchmarks.faults.poison import poisoned
-from benchmarks.faults.service import Outcome, Service, until
+from benchmarks.faults.service import Service, until
 from tests.faults.conftest import MINE
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -30,8 +31,8 @@ def test_a_record_that_kills_the_decoder_does_so_twice_at_most(of: Service) -> N
     of.send(200)
     with of.watched():
         until(of.settled, 200, of)
-        until(lambda: of.letters() >= of.bad, 60, of)
-    outcome = of.compare(Outcome("a crash in the decoder", 1))
+        until(lambda: letters(of) >= of.bad, 60, of)
+    outcome = compare(of, Outcome("a crash in the decoder", 1))
     assert outcome.ok, outcome
     assert restarts(of) - before == 2
     assert of.said("record_set_aside")

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 
 from benchmarks.faults import processes
-from benchmarks.faults.service import Outcome, Service, until
+from benchmarks.faults.outcome import Outcome, compare, state_differs
+from benchmarks.faults.service import Service, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -73,9 +74,9 @@ def test_without_a_learner_vectors_stay_fresh_and_snapshots_go_on(of: Service) -
     of.send(300)
     until(of.settled, 60, of)
     until(lambda: of.snapshots() > 1, 30, of)
-    assert exact(of.compare(Outcome("no learner", 1)))
+    assert exact(compare(of, Outcome("no learner", 1)))
     assert of.stop() == 0
-    assert of.state_differs() == []
+    assert state_differs(of) == []
     of.configure(of.shards)
     of.start()
     until(partial(of.succeeded, before), 60, of)

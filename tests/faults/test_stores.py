@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 
 from benchmarks.faults import stores
-from benchmarks.faults.service import Outcome, Service
+from benchmarks.faults.outcome import Outcome
+from benchmarks.faults.service import Service
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 FAULTS: dict[str, Callable[[Service, int, int], Outcome]] = {

@@ -1,0 +1,149 @@
+"""What a fault has cost: the oracle. What the service holds and what its records make, computed from scratch."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import kafka
+import numpy as np
+
+from actors.decode import make_decoder
+from actors.embed import encode_anew
+from actors.encode import Release
+from actors.snapshot import newest, restore
+from actors.state import State
+from benchmarks.faults.service import GROUPS, Service, until, wait
+from benchmarks.items import Item, at_most, shown
+
+
+@dataclass
+class Outcome:
+    """One fault, several rounds. `recover_s`: the longest from its end (the broker answers again, a successor
+    serves) until Redis had all that was sent."""
+
+    fault: str
+    rounds: int
+    sent: int = 0
+    lost: int = 0
+    doubled: int = 0
+    falls: int = 0
+    letters: int = 0  # dead letters that are missing, or of records that are not bad
+    worst: float = 0.0  # largest difference of a vector from the one computed from scratch
+    recover_s: float = 0.0
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not (self.lost or self.doubled or self.falls or self.letters) and self.worst <= 1e-5
+
+    def items(self) -> list[Item]:
+        exact = [
+            at_most(f"{self.fault}: {name}", getattr(self, name), unit, 0)
+            for name, unit in (
+                ("lost", "records"), ("doubled", "records"), ("falls", "counts"), ("letters", "records")
+            )
+        ]  # fmt: skip
+        return [
+            *exact,
+            at_most(f"{self.fault}: worst vector", self.worst, "absolute", 1e-5),
+            shown(f"{self.fault}: rounds", self.rounds, ""),
+            shown(f"{self.fault}: sent", self.sent, "records"),
+            shown(f"{self.fault}: slowest to recover", self.recover_s, "s"),
+        ]
+
+
+def rounds_of(
+    of: Service,
+    fault: str,
+    rounds: int,
+    seed: int,
+    act: Callable[[random.Random], object],
+) -> Outcome:
+    """`act` in mid-stream at random points, `rounds` times; after each the service catches up. Compares."""
+    rng, outcome = random.Random(seed), Outcome(fault, rounds)
+    with of.watched():
+        for _ in range(rounds):
+            of.send(rng.randrange(50, 400))
+            wait(rng.random() * 0.3)
+            act(rng)
+            began = time.monotonic()
+            of.send(rng.randrange(1, 200))
+            until(of.settled, 120, of)
+            outcome.recover_s = max(outcome.recover_s, time.monotonic() - began)
+    return compare(of, outcome)
+
+
+def from_scratch(of: Service) -> State:
+    s = of.settings
+    decoder = make_decoder(s.stream, s.decode)
+    offsets = np.arange(len(of.sent))
+    keys, values = [k for k, _ in of.sent], [v for _, v in of.sent]
+    decoded, bad = decoder.decode(0, offsets, offsets, keys, values)
+    assert not bad
+    state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(of.counts) + 64)
+    state.apply(decoded)
+    return state
+
+
+def compare(of: Service, outcome: Outcome) -> Outcome:
+    """Fills in what the service's records have come to. Each vector is compared with that of the release
+    which it names: the next one may arrive meanwhile."""
+    state, found = from_scratch(of), of.published()
+    outcome.sent = len(of.sent) + len(of.bad)
+    by_release: dict[int, list[str]] = {}
+    for name, wanted in of.counts.items():
+        count, by, _ = found.get(name, (0, 0, None))
+        outcome.lost += max(wanted - count, 0)
+        outcome.doubled += max(count - wanted, 0)
+        if by:
+            by_release.setdefault(by, []).append(name)
+    for number, names in by_release.items():
+        release = Release.load(of.settings.releases / str(number))
+        vectors = encode_anew(state, np.array([state.index[name] for name in names]), release)
+        there = np.stack([found[name][2] for name in names])
+        outcome.worst = max(outcome.worst, float(np.abs(there - vectors).max()))
+    outcome.falls = len(of.falls)
+    outcome.letters = len(letters(of) ^ of.bad) if of.bad else 0
+    return outcome
+
+
+def letters(of: Service) -> set[tuple[str, int, int]]:
+    """(topic, partition, offset) of every dead letter."""
+    part = kafka.TopicPartition(f"{of.topic}.dlq", 0)
+    consumer = kafka.KafkaConsumer(
+        bootstrap_servers=of.kafka.address, enable_auto_commit=False,
+        isolation_level="read_committed", fetch_max_bytes=64 << 20,
+    )  # fmt: skip
+    found = set()
+    with closing(consumer):
+        consumer.assign([part])
+        consumer.seek_to_beginning(part)
+        end = consumer.end_offsets([part])[part]
+        while consumer.position(part) < end:
+            for record in consumer.poll(500).get(part, ()):
+                h = dict(record.headers)
+                found.add((h["topic"].decode(), int(h["partition"]), int(h["offset"])))
+    return found
+
+
+def state_differs(of: Service) -> list[str]:
+    """Entities whose last snapshot is not what the records make, the daemon having stopped."""
+    s, wanted = of.settings, from_scratch(of)
+    differs, seen = [], Counter[str]()
+    for group in range(GROUPS):
+        state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(of.counts) + 64)
+        newest(s.group_folder(group), partial(restore, state=state))
+        for name, slot in state.index.items():
+            seen[name] += 1
+            other = wanted.index.get(name)
+            if other is None or not all(
+                np.allclose(getattr(state, c)[slot], getattr(wanted, c)[other], rtol=1e-9)
+                for c in ("count", "totals", "first_us", "last_us")
+            ):
+                differs.append(name)
+    differs += [name for name in wanted.index if seen[name] != 1]
+    return sorted(set(differs))
