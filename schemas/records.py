@@ -26,6 +26,11 @@ OFFSET_BITS = 48
 """A row's `position` is topic index << 48 | offset: it orders rows of equal time."""
 
 
+DIRECTION, NEIGHBOUR, EDGE_TYPE = 0, 0, 1
+"""Columns that a graph's rows begin with. numbers: the direction, 1.0 where the node is the edge's source.
+categories: hash of the far node's name (missing: this row removes the edge), then the edge's type."""
+
+
 class FieldType(StrEnum):
     category = "category"  # text or integer -> 64-bit hash
     number = "number"  # float32; NaN is missing
@@ -89,6 +94,8 @@ class Shape(msgspec.Struct, frozen=True):
     numbers: int
     categories: int
     session_gap_us: int = 1_800_000_000
+    graph: bool = False  # rows are edges, and begin with the columns of DIRECTION and NEIGHBOUR
+    typed: bool = False  # ... and EDGE_TYPE
 
     @property
     def totals(self) -> int:
@@ -109,7 +116,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.time_us)
 
-    def take(self, at: I64 | slice | Bool) -> Self:
+    def take(self, at: I64 | slice | Bool | tuple[I64, I64]) -> Self:
         return type(self)(*(getattr(self, f.name)[at] for f in fields(self)))
 
     @classmethod
