@@ -99,7 +99,7 @@ def main() -> None:
             add(name, str(stale), scores, time.process_time() - began)
     for batch in tgn.BATCHES:
         try:
-            add(f"TGN, batches of {batch}", f"0 to {batch - 1}", *tgn.tgn(data, asked, batch))
+            add(f"TGN, batches of {batch}", f"0 to {batch - 1}", *tgn.scores(data, asked, batch))
         except Missing as why:
             console.print(f"Without TGN: {why}")
     console.print(table)

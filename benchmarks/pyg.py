@@ -2,7 +2,7 @@
 
 Nothing of afresh is imported here. The layers, sizes, loss and single random negative are those of
 PyG's example of TGN (Rossi et al. 2020, arXiv:2006.10637); the edges carry no message. IN is an .npz of
-the stream: src, dst, time_s [E], and batch, seed. `scores` also reads edge [Q] and candidates [Q, C], and
+the stream: src, dst, time_s [E], and batch, seed, rate. `scores` also reads edge [Q] and candidates [Q, C], and
 scores them batch by batch, each before it is learnt from, in one pass."""
 
 import json
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 DIM, NEIGHBOURS, HEADS, DROPOUT = 100, 10, 2, 0.1
-LEARNING_RATE = 1e-4
 SPEED_EDGES, SPEED_WARM = 20_000, 10_000
 
 
@@ -46,7 +45,7 @@ class Tgn:
         self.place = torch.zeros(nodes, dtype=torch.long)
         parts = (self.memory, self.attention, self.of_sender, self.of_receiver, self.final)
         weights = [w for part in parts for w in part.parameters()]
-        self.optimizer = torch.optim.Adam(weights, LEARNING_RATE)
+        self.optimizer = torch.optim.Adam(weights, float(rows["rate"]))
 
     def score(self, src: Any, dst: Any) -> Any:
         """Logits of src [...] and dst [...], equal shapes, as of the edges that were learnt."""
