@@ -46,6 +46,8 @@ test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-
 lock: env ## pin the newest versions anew; then: make servers test
 	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.txt
 	echo uv | $(LOCK) --upgrade - -o deploy/requirements-uv.txt
+	printf 'torch-geometric\ntorch\n' | $(LOCK) --upgrade --constraint requirements.txt - \
+	  -o benchmarks/requirements-tgn.txt
 	$(BIN)/python -m daemon.jars lock
 
 env: $(VENV)/.afresh ## create .venv with every pinned package
