@@ -12,7 +12,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check format lock bench quality-events test-faults env servers clean
+.PHONY: help demo test check format lock bench quality-events quality-graph test-faults env servers clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,10 @@ bench: env servers ## measure speed and size; writes build/bench.json
 quality-events: env servers ## measure what the embeddings know; AFRESH_DATA names the data folder
 	@test -n "$$AFRESH_DATA" || { echo "Say where the data are: make $@ AFRESH_DATA=folder" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.quality_events $(ARGS)
+
+quality-graph: env ## measure what a graph's model knows; AFRESH_DATA names the data folder
+	@test -n "$$AFRESH_DATA" || { echo "Say where the data are: make $@ AFRESH_DATA=folder" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.quality_graph $(ARGS)
 
 test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)

@@ -1,25 +1,15 @@
-"""The trained baseline of the graph task: an MLP on 19 pair features, in one pass, asked before it learns.
+"""The trained baseline of the graph task: an MLP on 19 pair features, in one pass, asked before it learns."""
 
-`python -m benchmarks.graph_baselines` measures all baselines; AFRESH_DATA names the data folder."""
-
-import os
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import college as college_msg
-from benchmarks import tgn
 from benchmarks.college import College, Queries
 from benchmarks.pair_features import FEATURES, features
-from benchmarks.reference import Missing
 from schemas.records import F32, F64, Bool
 
 HIDDEN, LEARNING_RATE, NEGATIVES = 64, 2e-3, 20
@@ -74,36 +64,3 @@ BASELINES: dict[str, Callable[[College, Queries, int], F32 | F64]] = {
     "last contact, then popularity": college_msg.last_contact,
     "MLP on pair features": lambda c, q, stale: mlp(c, q, 0, stale),
 }
-
-
-def main() -> None:
-    folder = os.environ.get("AFRESH_DATA")
-    if not folder or not (Path(folder) / "college_msg.txt").exists():
-        sys.exit(f"AFRESH_DATA is {folder!r}; it must name the folder with college_msg.txt.")
-    torch.set_num_threads(1)
-    console = Console()
-    data = college_msg.load(Path(folder))
-    asked = college_msg.queries(data)
-    table = Table("baseline", "edges stale", "all", *college_msg.KINDS, "CPU s")
-    table.title = f"CollegeMsg, MRR of {len(asked.edge)} queries"
-
-    def add(name: str, stale: str, scores: F32 | F64, seconds: float) -> None:
-        means = college_msg.summary(college_msg.reciprocal_ranks(scores), asked)
-        table.add_row(name, stale, *(f"{mean:.3f}" for mean in means), f"{seconds:.0f}")
-        console.print(f"[dim]{name}, {stale} stale: {means[0]:.3f}[/dim]")
-
-    for name, baseline in BASELINES.items():
-        for stale in STALE:
-            began = time.process_time()
-            scores = baseline(data, asked, stale)
-            add(name, str(stale), scores, time.process_time() - began)
-    for batch in tgn.BATCHES:
-        try:
-            add(f"TGN, batches of {batch}", f"0 to {batch - 1}", *tgn.scores(data, asked, batch))
-        except Missing as why:
-            console.print(f"Without TGN: {why}")
-    console.print(table)
-
-
-if __name__ == "__main__":
-    main()
