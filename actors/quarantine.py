@@ -168,6 +168,7 @@ def joined(parts: list[Decoded]) -> Decoded:
         [name for p in parts for name in p.entities],
         np.concatenate([p.deleted for p in parts]),
         np.concatenate([p.timestamp_ms for p in parts]),
+        [name for p in parts for name in p.neighbours],
     )
 
 
