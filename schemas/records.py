@@ -7,7 +7,8 @@ K = 2 + 3·Fn running totals.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from itertools import compress
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -222,6 +223,14 @@ class Windows:
         return cls(rows, arrays["offsets"], arrays["totals"], arrays["first_us"], arrays["entity"])
 
 
+class Gone(NamedTuple):
+    """A node was deleted: what names it as neighbour, before row `before` of the batch, is removed."""
+
+    before: int
+    node: int  # category_hash of its name
+    position: int
+
+
 @dataclass(slots=True)
 class Decoded:
     """A micro-batch of one topic of one group, decoded; dead letters are apart."""
@@ -230,9 +239,20 @@ class Decoded:
     entities: list[str]  # [N]
     deleted: Bool  # [N] a null value: forget the entity; such a row's fields mean nothing
     timestamp_ms: I64  # [N] when it was produced, by Kafka's clock
-    neighbours: list[str] = field(
-        default_factory=list
-    )  # [N] of a graph's edges: names of the far nodes
+    neighbours: list[str] = field(default_factory=list)  # [N] of a graph: far nodes; else empty
+    gone: list[Gone] = field(default_factory=list)
+
+    def take(self, keep: Bool) -> Self:
+        """The rows that `keep` [N] says."""
+        chosen = keep.tolist()
+        return type(self)(
+            self.rows.take(keep),
+            list(compress(self.entities, chosen)),
+            self.deleted[keep],
+            self.timestamp_ms[keep],
+            list(compress(self.neighbours, chosen)),
+            [g._replace(before=int(np.count_nonzero(keep[: g.before]))) for g in self.gone],
+        )
 
 
 def category_hash(text: str | bytes | int) -> int:
