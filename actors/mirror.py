@@ -5,6 +5,11 @@ A row's origin is (source group, its topic, offset, how manieth row of that reco
 it has come of each source topic and drops the rest, so that a sender may send again. A row without a name says
 that the node of that hash was deleted.
 
+The log has no gaps, whoever wrote it: a sender sends in order, and begins where a snapshot stood, which was
+committed when all before it was in the log. So what is beyond a mark follows on it, also where it is of a sender
+that has a successor. To drop it for its epoch would lose edges: a third sender may go on from the snapshot that
+the first one wrote last, and send none of them (docs/decisions/0013).
+
 Shapes: N rows, Fn numbers, Fc categories."""
 
 from dataclasses import dataclass
@@ -38,7 +43,7 @@ MOST_BYTES = 4 << 20
 class Message(msgspec.Struct, frozen=True):
     """`numbers` and what follows: little-endian bytes of whole columns."""
 
-    epoch: int
+    epoch: int  # of the sender, for who looks into the topic
     group: int
     topic: int  # index into the source's topics
     names: list[str]  # [N] of the nodes that the rows are of; "": the neighbour was deleted
@@ -52,9 +57,8 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Mark(NamedTuple):
-    """How far a source topic has come; epochs of its senders never fall."""
+    """The last row that was taken of a source topic."""
 
-    epoch: int
     offset: int
     nth: int
 
@@ -144,18 +148,14 @@ class Reader:
         return Decoded(rows, names, np.zeros(n, np.bool_), stamped, gone=gone), bad
 
     def _beyond(self, origin: Origin) -> Bool:
-        """Which rows were not taken before; none of a sender that has a successor. [N]"""
+        """Which rows were not taken before. [N]"""
         key = origin.group, origin.topic
-        mark = self.marks.get(key, Mark(0, -1, -1))
-        if origin.epoch < mark.epoch:
-            return np.zeros(len(origin.offset), np.bool_)
+        mark = self.marks.get(key, Mark(-1, -1))
         keep = (origin.offset > mark.offset) | (
             (origin.offset == mark.offset) & (origin.nth > mark.nth)
         )
-        last = mark.offset, mark.nth
-        if len(keep):
-            last = max(last, (int(origin.offset[-1]), int(origin.nth[-1])))
-        self.marks[key] = Mark(origin.epoch, *last)
+        if keep.any():  # rows are in order: the last one is the furthest
+            self.marks[key] = Mark(int(origin.offset[-1]), int(origin.nth[-1]))
         return np.asarray(keep)
 
     def _checked(self, value: Any) -> tuple[Message, Origin, Rows]:
