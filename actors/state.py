@@ -231,12 +231,15 @@ class State:
         )
 
     def _slow(self, slots: I64, lengths: I64, rows: Rows, late: Bool) -> Bool:
-        """Which nodes of a graph have tombstones in play, or late rows. [M]"""
-        slow = late | self.graves[slots]
+        """Whose ring changes before its end: rows come late, or edges are removed, or the newest row is
+        dead, so that the gap to the newest live one is not known. [M]"""
+        slow = late | (
+            self.graves[slots] & self.dead[slots, (self.placed[slots] - 1) % self.window]
+        )
         stones = rows.missing[:, NEIGHBOUR]
         if stones.any():
             slow[np.repeat(np.arange(len(slots)), lengths)[stones]] = True
-        return slow
+        return np.asarray(slow)
 
     def _append(self, slots: I64, starts: I64, lengths: I64, rows: Rows, in_order: Bool) -> None:
         """Rows newer than all that their entity has."""
@@ -247,6 +250,10 @@ class State:
         for column in ("time_us", "position", "numbers", "categories", "missing"):
             getattr(self.rows, column)[to] = getattr(rows, column)[at]
         self.placed[slots[in_order]] += lengths[in_order]
+        if self.graves[slots].any():
+            self.dead[to] = False
+            some = slots[in_order & self.graves[slots]]
+            self.graves[some] = self.dead[some].any(1)
 
     def _merge(self, slot: int, new: Rows) -> None:
         """Rows among which some are older than what the entity has: placed by (time, position)."""
