@@ -46,9 +46,12 @@ class Edges:
         self.mirror = topics if groups > 1 else -1  # the mirror's index among the group's topics
         self.reader = Reader(shape, group, groups, topics, MAX_NAME, marks)
 
+    def hashes(self, names: list[str]) -> I64:
+        return np.fromiter(map(self._hashes.__getitem__, names), np.int64, len(names))
+
     def spread(self, topic: int, decoded: Decoded) -> Spread:
         rows, n = decoded.rows, len(decoded.entities)
-        sources = np.fromiter(map(self._hashes.__getitem__, decoded.entities), np.int64, n)
+        sources = self.hashes(decoded.entities)
         far = Rows(
             rows.time_us, rows.position, rows.numbers.copy(), rows.categories.copy(), rows.missing
         )
@@ -64,7 +67,12 @@ class Edges:
         if deletions:
             order = np.flatnonzero(here.deleted)
             here.gone = [
-                Gone(int(before), int(sources[i]), int(rows.position[i]))
+                Gone(
+                    int(before),
+                    int(sources[i]),
+                    int(rows.position[i]),
+                    int(decoded.timestamp_ms[i]),
+                )
                 for before, i in zip(order, deletions, strict=True)
             ]
         of = rows.take(edge)

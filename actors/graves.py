@@ -7,7 +7,7 @@ are done at once: their rows lie flat, in order of (slot, time, position).
 
 Shapes: S slots, L rows of a ring, N rows of all S slots, K running totals."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actors.state import State
 
 CHUNK = 4096  # slots scanned at once
+MOST_BURIED = 10_000  # deleted nodes remembered: older ones are long gone from the mirror
 FAR = np.iinfo(np.int64).max
 
 
@@ -51,7 +52,7 @@ def next_tombstone(rows: Rows, owner: I64, buries: Bool, shape: Shape) -> I64:
 
 
 @dataclass(slots=True)
-class Buried:
+class Settled:
     """What a merge makes of S rings: their rows flat, and what changes beside them."""
 
     rows: Rows  # [N] in order, those that leave the ring and those too old for it included
@@ -69,7 +70,7 @@ def bury(
     first_us: I64,
     window: int,
     shape: Shape,
-) -> Buried:
+) -> Settled:
     """Places new rows among old ones.
 
     old: rows, owner and which were dead. new: rows, owner and which are too old for the ring.
@@ -113,7 +114,7 @@ def bury(
     first_came = _first(rows.time_us, owner, came, s)
     first = np.where(left > 0, np.minimum(first_us, first_came), first_live)
     lifeless = _first(rows.time_us, owner, np.ones(len(rows), np.bool_), s)
-    return Buried(rows, owner, inside, dead, out, np.where(first < FAR, first, lifeless))
+    return Settled(rows, owner, inside, dead, out, np.where(first < FAR, first, lifeless))
 
 
 def _gaps(rows: Rows, owner: I64, which: Bool, s: int, shape: Shape) -> F64:
@@ -133,6 +134,30 @@ def _first(time_us: I64, owner: I64, which: Bool, s: int) -> I64:
     out = np.full(s, FAR)
     np.minimum.at(out, owner[which], time_us[which])
     return out
+
+
+@dataclass(slots=True)
+class Buried:
+    """Deleted nodes, and when: partitions are read apart, and after a restart in another order, so that
+    what was produced before a deletion may come behind it."""
+
+    since: dict[int, int] = field(
+        default_factory=dict
+    )  # category_hash -> produced, ms; the oldest first
+
+    def add(self, node: int, timestamp_ms: int) -> None:
+        self.since[node] = max(timestamp_ms, self.since.pop(node, 0))
+        if len(self.since) > MOST_BURIED:
+            del self.since[next(iter(self.since))]
+
+    def before(self, nodes: I64, timestamp_ms: I64) -> Bool:
+        """Which of N nodes were deleted after that. [N]"""
+        n = len(self.since)
+        known = np.fromiter(self.since, np.int64, n)
+        order = np.argsort(known)
+        known, since = known[order], np.fromiter(self.since.values(), np.int64, n)[order]
+        at = np.minimum(np.searchsorted(known, nodes), len(known) - 1)
+        return np.asarray((known[at] == nodes) & (timestamp_ms < since[at]))
 
 
 # -- on the rings of a state ----------------------------------------------------------------------

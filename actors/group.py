@@ -15,7 +15,7 @@ import structlog
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
-from actors.graves import forget_neighbours
+from actors.graves import Buried, forget_neighbours
 from actors.mirror import Mark, Marks
 from actors.partitioner import partitions_of
 from actors.ports import Batch
@@ -47,6 +47,7 @@ class Group:
     quarantine: Quarantine | None = None  # None: what crashes the decoder does so again
     edges: Edges | None = None  # of a graph
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
+    buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
     acked: list[int] = field(default_factory=list)  # positions that Redis is known to have taken
@@ -103,6 +104,7 @@ class Group:
             group.loss = group.acked_loss = group.held_loss = found.meta["loss"]
             group.held = list(group.acked)
             group.forgets = found.meta["forgets"]
+            group.buried.since.update(found.meta.get("buried", []))
             group.mirrored = {(g, t): Mark(*at) for g, t, *at in found.meta.get("mirrored", [])}
             return group
 
@@ -204,21 +206,33 @@ class Group:
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
         decoded = parts[0] if len(parts) == 1 else joined(parts)
-        if decoded.gone:
-            self._forget_neighbours(decoded)
+        if self.edges is not None:
+            decoded = self._without_buried(decoded, self.edges)
         touched = self.state.apply(decoded)
         self.owe(touched)
         return touched
 
-    def _forget_neighbours(self, decoded: Decoded) -> None:
-        """Deleted nodes are nobody's neighbours: not in the rings, nor in what came before in the batch."""
-        rows = decoded.rows
+    def _without_buried(self, decoded: Decoded, edges: Edges) -> Decoded:
+        """Deleted nodes are nobody's neighbours: not in the rings, nor in what came before in the batch,
+        nor in what was produced before and comes later. Nor does the mirror bring them back."""
+        rows, buried = decoded.rows, self.buried
         for gone in decoded.gone:
             named = rows.categories[: gone.before, NEIGHBOUR] == gone.node
             rows.missing[: gone.before, NEIGHBOUR] |= named
-        nodes = np.array([g.node for g in decoded.gone], np.int64)
-        positions = np.array([g.position for g in decoded.gone], np.int64)
-        self.state.owed[forget_neighbours(self.state, nodes, positions)] = True
+            buried.add(gone.node, gone.timestamp_ms)
+        if decoded.gone:
+            nodes = np.array([g.node for g in decoded.gone], np.int64)
+            positions = np.array([g.position for g in decoded.gone], np.int64)
+            self.state.owed[forget_neighbours(self.state, nodes, positions)] = True
+        if not buried.since:
+            return decoded
+        ended = buried.before(rows.categories[:, NEIGHBOUR], decoded.timestamp_ms)
+        rows.missing[:, NEIGHBOUR] |= ended & ~decoded.deleted
+        mirrored = np.flatnonzero(rows.position >> OFFSET_BITS == edges.mirror)
+        keep = np.ones(len(rows), np.bool_)
+        own = edges.hashes([decoded.entities[i] for i in mirrored.tolist()])
+        keep[mirrored] = ~buried.before(own, decoded.timestamp_ms[mirrored])
+        return decoded if keep.all() else decoded.take(keep)
 
     def owe(self, touched: Touched) -> None:
         """Until `paid`: what stops halfway is written later from the state."""
@@ -338,6 +352,7 @@ class Group:
             "acked": self.acked,
             "loss": self.acked_loss,
             "graph": self.state.shape.graph,
+            "buried": [[node, since] for node, since in self.buried.since.items()],
             "mirrored": [[*source, *mark] for source, mark in self.mirrored.items()],
         }
         self.snapshot = GroupSnapshot(

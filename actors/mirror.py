@@ -135,13 +135,15 @@ class Reader:
                 continue
             rows.position[:] = position
             deleted = np.array([not name for name in told.names], np.bool_)
+            stamp = _column(told.timestamp_ms, "<i8", len(keep))
             for row in np.flatnonzero(keep & deleted).tolist():
                 before = len(names) + int(np.count_nonzero(keep[:row] & ~deleted[:row]))
-                gone.append(Gone(before, int(rows.categories[row, NEIGHBOUR]), position))
+                node = int(rows.categories[row, NEIGHBOUR])
+                gone.append(Gone(before, node, position, int(stamp[row])))
             keep &= ~deleted
             parts.append(rows.take(keep))
             names += [told.names[i] for i in np.flatnonzero(keep).tolist()]
-            stamps.append(_column(told.timestamp_ms, "<i8", len(keep))[keep])
+            stamps.append(stamp[keep])
         rows = Rows.concat(parts) if parts else Rows.empty(self._shape)
         n = len(names)
         stamped = np.concatenate(stamps) if stamps else np.zeros(0, np.int64)

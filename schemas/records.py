@@ -229,6 +229,7 @@ class Gone(NamedTuple):
     before: int
     node: int  # category_hash of its name
     position: int
+    timestamp_ms: int
 
 
 @dataclass(slots=True)
