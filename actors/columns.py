@@ -13,10 +13,22 @@ import numpy as np
 from actors.rejected import ErrorClass, Rejected
 from actors.times import LIMIT_US, NOTHING, Instants, instants_of, to_us
 from schemas.errors import SettingsError
-from schemas.records import F64, I64, Bool, Field, FieldType, Rows, StreamConfig, category_hash
+from schemas.records import (
+    DIRECTION,
+    F64,
+    I64,
+    NEIGHBOUR,
+    Bool,
+    Field,
+    FieldType,
+    Rows,
+    StreamConfig,
+    category_hash,
+)
 
 NONE_HASH = -0x5AFE_5AFE_5AFE_5AFE  # stands for None until the mask is made
 CACHED = 1 << 17  # texts whose hashes are remembered
+ADD, REMOVE = category_hash("add"), category_hash("remove")
 MAX_F32 = float(np.finfo(np.float32).max)
 
 
@@ -41,6 +53,7 @@ class Table:
     rows: Rows
     entities: list[str]
     bad: dict[int, Rejected] = field(default_factory=dict)
+    neighbours: list[str] = field(default_factory=list)  # of a graph
 
     def flag(self, where: Bool, error: ErrorClass, reason: str) -> None:
         for at in np.flatnonzero(where).tolist():
@@ -67,14 +80,19 @@ def assemble(stream: StreamConfig, columns: Columns, n: int, max_entity_bytes: i
     """The columns of n records in the order that the stream names its fields."""
     rows = Rows.empty(stream.shape, n)
     table = Table(rows, [])
-    _entities(table, columns.entities(stream.entity), stream.entity, max_entity_bytes)
+    names = columns.entities(stream.entity)
+    table.entities = _entities(table, names, stream.entity, max_entity_bytes)
     own = columns.instants(stream.time, stream.time_unit)
     table.flag(own.missing, "missing_time", f"{stream.time!r}: no time; a record needs one")
     wrong = own.bad | (own.us <= 0) | (own.us >= LIMIT_US)
     reason = f"{stream.time!r}: not a time after 1970 that fits 2^53 µs (unit {stream.time_unit})"
     table.flag(wrong, "bad_time", reason)
     rows.time_us[:] = np.where(wrong, 0, own.us)
-    for at, spec in enumerate(stream.numbers):
+    if stream.graph:
+        rows.numbers[:, DIRECTION] = 1.0
+        names = columns.entities(stream.neighbour)
+        table.neighbours = _entities(table, names, stream.neighbour, max_entity_bytes)
+    for at, spec in enumerate(stream.own_numbers, len(stream.numbers) - len(stream.own_numbers)):
         value = _number(table, columns, spec, stream.time_unit)
         if spec.default is not None:
             value = np.where(np.isnan(value), default_number(spec, stream.time_unit, rows), value)
@@ -89,24 +107,32 @@ def assemble(stream: StreamConfig, columns: Columns, n: int, max_entity_bytes: i
             hashes = np.where(missing, default, hashes)
             missing = np.zeros(n, np.bool_)
         rows.categories[:, at], rows.missing[:, at] = hashes, missing
+    if stream.op:
+        op, absent = columns.categories(stream.op)
+        removed = ~absent & (op == REMOVE)
+        reason = f'{stream.op!r}: an edge\'s op is "add", "remove", or nothing'
+        table.flag(~absent & ~removed & (op != ADD), "bad_op", reason)
+        rows.missing[:, NEIGHBOUR] = removed
     return table
 
 
-def _entities(table: Table, values: list[str | None], path: str, limit: int) -> None:
+def _entities(table: Table, values: list[str | None], path: str, limit: int) -> list[str]:
+    """Names of nodes or entities; rows without a usable one are flagged."""
     absent = []
     if None in values:
         absent = [at for at, value in enumerate(values) if value is None]
-    texts = [value or "" for value in values] if absent else values
-    table.entities = texts  # type: ignore[assignment]  # no None is left in it
-    sizes = np.fromiter(map(len, table.entities), np.int64, len(texts))
+    texts: list[str] = [v or "" for v in values] if absent else values  # type: ignore[assignment]
+    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     for at in absent:
-        table.bad[at] = Rejected("missing_entity", f"{path!r}: no entity; a record needs one")
+        reason = f"{path!r}: no entity; a record needs one"
+        table.bad.setdefault(at, Rejected("missing_entity", reason))
     table.flag(sizes == 0, "bad_entity", f"{path!r}: an empty entity")
     long = sizes > limit // 4
     if long.any():
         for at in np.flatnonzero(long).tolist():
-            long[at] = len(table.entities[at].encode()) > limit
+            long[at] = len(texts[at].encode()) > limit
         table.flag(long, "bad_entity", f"{path!r}: the entity is longer than {limit} bytes")
+    return texts
 
 
 def _number(table: Table, columns: Columns, spec: Field, unit: str) -> F64:

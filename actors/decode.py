@@ -17,7 +17,7 @@ from msgspec import Meta
 from actors.columns import Table, check_defaults
 from actors.rejected import ErrorClass, Rejected
 from schemas.errors import SettingsError
-from schemas.records import I64, OFFSET_BITS, Bool, Decoded, Rows, StreamConfig
+from schemas.records import I64, OFFSET_BITS, Decoded, Rows, StreamConfig
 
 Size = Annotated[int, Meta(ge=1)]
 Value: TypeAlias = bytes | pa.RecordBatch
@@ -83,20 +83,26 @@ class Decoder:
         table, origin, worse = self._reader.read(kept)
         at = np.asarray(chosen, np.int64)[origin] if len(kept) < len(values) else origin
         bad += [BadRecord(chosen[b.at], b.error, b.reason, b.row) for b in worse]
-        rows, entities = table.rows, table.entities
+        rows, entities, far = table.rows, table.entities, table.neighbours
         if table.bad:
             keep = np.ones(len(at), np.bool_)
             keep[list(table.bad)] = False
             bad += self._row_reasons(table, at)
             rows, at = rows.take(keep), at[keep]
             entities = list(compress(entities, keep.tolist()))
+            far = list(compress(far, keep.tolist()))
         deleted = np.zeros(len(at), np.bool_)
         if gone:
-            rows, entities, deleted, at = self._merge(rows, entities, at, gone, keys, bad)
+            before = len(entities)
+            rows, entities, order, at = self._merge(rows, entities, at, gone, keys, bad)
+            deleted = order >= before
+            if self._stream.graph:
+                far = [*far, *[""] * (len(order) - before)]
+                far = [far[i] for i in order.tolist()]
             rows.time_us[deleted] = timestamps_ms[at[deleted]] * 1000
         rows.position[:] = np.int64(topic_index) << OFFSET_BITS | offsets[at]
         bad.sort(key=lambda b: (b.at, b.row or 0))
-        return Decoded(rows, entities, deleted, timestamps_ms[at]), bad
+        return Decoded(rows, entities, deleted, timestamps_ms[at], far), bad
 
     def _choose(
         self, values: Sequence[Value | None], bad: list[BadRecord]
@@ -132,8 +138,8 @@ class Decoder:
         gone: list[int],
         keys: Sequence[bytes | None],
         bad: list[BadRecord],
-    ) -> tuple[Rows, list[str], Bool, I64]:
-        """Rows and deletions together, in the order of their messages."""
+    ) -> tuple[Rows, list[str], I64, I64]:
+        """Rows and deletions together, in the order of their messages, which comes third."""
         names, where = [], []
         for index in gone:
             try:
@@ -145,7 +151,7 @@ class Decoder:
         order = np.argsort(all_at, kind="stable")
         both = [*entities, *names]
         merged = Rows.concat((rows, Rows.empty(self._stream.shape, len(names)))).take(order)
-        return merged, [both[i] for i in order.tolist()], order >= len(entities), all_at[order]
+        return merged, [both[i] for i in order.tolist()], order, all_at[order]
 
     def _entity_of(self, key: bytes | None) -> str:
         if key is None:

@@ -48,6 +48,7 @@ class Arrow:
         for table in tables:
             start = len(joined.entities)
             joined.entities += table.entities
+            joined.neighbours += table.neighbours
             joined.bad.update({start + i: why for i, why in table.bad.items()})
         return joined, np.concatenate(origin), bad
 
@@ -67,7 +68,8 @@ class Arrow:
 
     def _table(self, batch: pa.RecordBatch) -> Table:
         columns = _Batch(batch, self._flags, self._hashes)
-        for path in (self._stream.entity, self._stream.time):
+        needed = (self._stream.entity, self._stream.time, self._stream.neighbour)
+        for path in filter(None, needed):
             if columns.at(path) is None:
                 raise Rejected("wrong_columns", f"no column {path!r}")
         return assemble(self._stream, columns, batch.num_rows, self._config.max_entity_bytes)

@@ -114,7 +114,7 @@ def embed(state: State, touched: Touched, releases: Releases) -> tuple[F32, I64,
 def encode_anew(state: State, slots: I64, release: Release) -> F32:
     """The anchor rule's vectors of the slots from their windows; their states follow. [M, D]"""
     vectors = np.empty((len(slots), release.manifest.dim), np.float32)
-    lengths = state.anchored(slots)
+    lengths = np.maximum(state.anchored(slots), 1)  # a node without live edges: one blank row
     order = np.argsort(lengths, kind="stable")  # windows of like length together: little padding
     for at in np.split(order, np.arange(CHUNK, len(order), CHUNK)):
         if len(at):

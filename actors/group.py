@@ -13,7 +13,10 @@ import numpy as np
 import structlog
 
 from actors.decode import BadRecord, Decoder
+from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
+from actors.graves import Buried, forget_neighbours
+from actors.mirror import Mark, Marks
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
@@ -21,7 +24,7 @@ from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
 from actors.state import State, Touched
 from schemas.errors import SnapshotError
-from schemas.records import I64, OFFSET_BITS, Decoded, Shape
+from schemas.records import I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape
 from schemas.stats import GroupStats
 
 QUEUE = 16_384
@@ -42,6 +45,9 @@ class Group:
     fields: tuple[str, ...] = ()
     partitions: int = 0  # of each topic, where entities are checked to belong here; 0: unchecked
     quarantine: Quarantine | None = None  # None: what crashes the decoder does so again
+    edges: Edges | None = None  # of a graph
+    mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
+    buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
     acked: list[int] = field(default_factory=list)  # positions that Redis is known to have taken
@@ -86,6 +92,10 @@ class Group:
                         f"{found.path} has the {what} {found.meta[what]}, the settings name {now}. "
                         + _remedy(found.meta[what])
                     )
+            if found.meta.get("graph", False) != shape.graph:
+                raise SnapshotError(
+                    f"{found.path} is of a stream of another kind than stream.kind. " + _remedy([])
+                )
             state = State(shape, window, hidden, slots)
             positions = restore(found, state)
             owed = dict.fromkeys(found.meta["owed_deletions"])
@@ -94,12 +104,21 @@ class Group:
             group.loss = group.acked_loss = group.held_loss = found.meta["loss"]
             group.held = list(group.acked)
             group.forgets = found.meta["forgets"]
+            group.buried.since.update(found.meta.get("buried", []))
+            group.mirrored = {(g, t): Mark(*at) for g, t, *at in found.meta.get("mirrored", [])}
             return group
 
         group = newest(folder, load)
         group = group or cls(number, epoch, topics, State(shape, window, hidden, slots), [], folder)
         group.fields = tuple(fields)
         return group
+
+    def join(self, groups: int) -> None:
+        """The group is one of so many of a graph: edges have their far ends in all of them."""
+        topics = len(self.topics) - (groups > 1)
+        shape = self.state.shape
+        self.edges = Edges(shape, self.number, self.epoch, groups, topics, self.mirrored)
+        self.partitions = groups
 
     # -- phases -----------------------------------------------------------------------------------
 
@@ -149,8 +168,11 @@ class Group:
                 keys=list(itertools.compress(batch.keys, keep)),
                 values=list(itertools.compress(batch.values, keep)),
             )
-        decode = self.quarantine.decode if self.quarantine else plain
-        decoded, bad = decode(batch, decoder)
+        if self.edges is not None and batch.topic == self.edges.mirror:
+            decoded, bad = self.edges.reader.read(batch)
+        else:
+            decode = self.quarantine.decode if self.quarantine else plain
+            decoded, bad = decode(batch, decoder)
         self.positions[batch.topic] = max(position, batch.next_offset)
         if self.partitions > 1 and decoded.entities:
             decoded, misplaced = self._misplaced(batch, decoded)
@@ -179,16 +201,38 @@ class Group:
                 messages.tolist(), rows[firsts].tolist(), counts.tolist(), strict=True
             )
         ]
-        kept = list(itertools.compress(decoded.entities, keep.tolist()))
-        columns = decoded.rows.take(keep), kept, decoded.deleted[keep], decoded.timestamp_ms[keep]
-        return Decoded(*columns), bad
+        return decoded.take(keep), bad
 
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
         decoded = parts[0] if len(parts) == 1 else joined(parts)
+        if self.edges is not None:
+            decoded = self._without_buried(decoded, self.edges)
         touched = self.state.apply(decoded)
         self.owe(touched)
         return touched
+
+    def _without_buried(self, decoded: Decoded, edges: Edges) -> Decoded:
+        """Deleted nodes are nobody's neighbours: not in the rings, nor in what came before in the batch,
+        nor in what was produced before and comes later. Nor does the mirror bring them back."""
+        rows, buried = decoded.rows, self.buried
+        for gone in decoded.gone:
+            named = rows.categories[: gone.before, NEIGHBOUR] == gone.node
+            rows.missing[: gone.before, NEIGHBOUR] |= named
+            buried.add(gone.node, gone.timestamp_ms)
+        if decoded.gone:
+            nodes = np.array([g.node for g in decoded.gone], np.int64)
+            positions = np.array([g.position for g in decoded.gone], np.int64)
+            self.state.owed[forget_neighbours(self.state, nodes, positions)] = True
+        if not buried.since:
+            return decoded
+        ended = buried.before(rows.categories[:, NEIGHBOUR], decoded.timestamp_ms)
+        rows.missing[:, NEIGHBOUR] |= ended & ~decoded.deleted
+        mirrored = np.flatnonzero(rows.position >> OFFSET_BITS == edges.mirror)
+        keep = np.ones(len(rows), np.bool_)
+        own = edges.hashes([decoded.entities[i] for i in mirrored.tolist()])
+        keep[mirrored] = ~buried.before(own, decoded.timestamp_ms[mirrored])
+        return decoded if keep.all() else decoded.take(keep)
 
     def owe(self, touched: Touched) -> None:
         """Until `paid`: what stops halfway is written later from the state."""
@@ -307,6 +351,9 @@ class Group:
             "swap": self.swap,
             "acked": self.acked,
             "loss": self.acked_loss,
+            "graph": self.state.shape.graph,
+            "buried": [[node, since] for node, since in self.buried.since.items()],
+            "mirrored": [[*source, *mark] for source, mark in self.mirrored.items()],
         }
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit

@@ -34,10 +34,10 @@ class Cluster:
             if told is not None and error is kafka.errors.NoError:
                 out[topic] = len(told["partitions"]), str(told.get("topic_id", ""))
             elif error is None or error is kafka.errors.UnknownTopicOrPartitionError:
-                raise SourceError(
-                    f"The topic {topic!r} does not exist on {self.hosts}. Create it, or mend "
-                    "source.topics."
-                )
+                remedy = "Create it, or mend source.topics."
+                if topic == self._config.mirror_topic:
+                    remedy = mirror_remedy(self._config, topic)
+                raise SourceError(f"The topic {topic!r} does not exist on {self.hosts}. {remedy}")
             elif issubclass(error, kafka.errors.RetriableError):
                 raise SourceDown(f"The topic {topic!r} on {self.hosts} is not ready: {error()}.")
             elif issubclass(error, RIGHTS):
@@ -49,6 +49,13 @@ class Cluster:
     def partitions(self) -> int:
         """The number of partitions that all topics have."""
         counts = {topic: count for topic, (count, _) in self.describe().items()}
+        mirror = self._config.mirror_topic
+        if len(set(counts.values())) > 1 and mirror in counts:
+            raise SourceError(
+                f"The topic {mirror!r} has {counts[mirror]} partitions, and "
+                f"{self._config.topics[0]!r} has {counts[self._config.topics[0]]}. Delete it. "
+                + mirror_remedy(self._config, mirror, counts[self._config.topics[0]])
+            )
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{topic} has {count}" for topic, count in counts.items())
             raise SourceError(
@@ -135,3 +142,14 @@ class Cluster:
                 client.close()
             except (kafka.errors.KafkaError, OSError, RuntimeError):
                 return
+
+
+def mirror_remedy(config: SourceConfig, mirror: str, partitions: int = 0) -> str:
+    """How the internal topic of a graph is made."""
+    number = str(partitions or "as many as source.topics have")
+    return (
+        "A graph's partition groups tell each other through it of edges that concern both; it needs as many "
+        f"partitions as the stream's topics. Create it: kafka-topics.sh --bootstrap-server "
+        f"{config.hosts[0]} --create --topic {mirror} --partitions {number} "
+        "--config cleanup.policy=delete --config retention.ms=604800000"
+    )

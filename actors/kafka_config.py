@@ -39,6 +39,7 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: tuple[str, ...]
     group: str = ""  # where lag tools find our positions; default: afresh-<stream>
     start: str | int = "earliest"  # earliest | latest | ISO 8601 with a zone | epoch ms
+    mirror_topic: str = ""  # of a graph with several partitions; default: <stream>.mirror
     check_partition: bool | None = None  # default: where there are several topics
     max_records_bytes: Annotated[int, Meta(ge=65_536)] = 16 << 20  # of one answer of a broker
     max_partition_bytes: Annotated[int, Meta(ge=65_536)] = 2 << 20  # of one partition in it
@@ -72,6 +73,8 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"source.topics names {topic!r} and its own dead letters; remove the latter, "
                     "or change source.dlq.suffix."
                 )
+        if self.mirror_topic and not _TOPIC.fullmatch(self.mirror_topic):
+            raise SettingsError(f"source.mirror_topic is {self.mirror_topic!r}, no topic's name.")
         start_ms(self.start)
         self._check_security()
 
@@ -96,6 +99,16 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"source.ssl_cafile or ssl_certfile is set and source.security_protocol is "
                 f"{self.security_protocol}: nothing would be encrypted. Set SSL or SASL_SSL."
             )
+
+    def with_mirror(self, stream_name: str) -> "SourceConfig":
+        """The mirror is one more topic, the last."""
+        mirror = self.mirror_topic or f"{stream_name}.mirror"
+        if mirror in self.topics:
+            raise SettingsError(
+                f"source.topics names {mirror!r}, which is the mirror of the stream: only afresh writes "
+                "there. Remove it, or set source.mirror_topic."
+            )
+        return msgspec.structs.replace(self, topics=(*self.topics, mirror), mirror_topic=mirror)
 
     @property
     def hosts(self) -> list[str]:

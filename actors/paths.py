@@ -13,6 +13,7 @@ _TYPES: dict[str, frozenset[type]] = {
     "flag": frozenset({bool, int}),
     "category": frozenset({str, int, bool}),
     "entity": frozenset({str, int}),
+    "text": frozenset({str}),
     "auto": frozenset({int, float, str, datetime}),
     "iso": frozenset({str, datetime}),
     "s": frozenset({int, float, datetime}),
@@ -62,6 +63,8 @@ Tree = dict[str, "Tree | Leaf"]
 def leaves(stream: StreamConfig) -> dict[str, Leaf]:
     """By path. A path that is used twice must hold what both uses allow."""
     uses = [(stream.entity, "entity"), (stream.time, stream.time_unit)]
+    edge = ((stream.neighbour, "entity"), (stream.op, "text"), (stream.edge_type, "category"))
+    uses += [(path, kind) for path, kind in edge if path]
     for field in stream.field:
         kind = stream.time_unit if field.type is FieldType.time else str(field.type)
         uses.append((field.where, kind))

@@ -52,6 +52,22 @@ class DeadLetters(Protocol):
     def close(self) -> None: ...
 
 
+class Mirror(Protocol):
+    """The stream's internal topic: what a graph's other groups must know. Partition i is for group i."""
+
+    def send(self, group: int, message: bytes) -> None:
+        """Hands over a message, in this order; durable after `flush`. Never waits."""
+
+    def wait_for_room(self, seconds: float) -> bool:
+        """Whether more may be sent; waits until it may."""
+        ...
+
+    def flush(self) -> None:
+        """Raises SourceDown where some are not durable."""
+
+    def close(self) -> None: ...
+
+
 class LearnerPort(Protocol):
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         """Windows cut when the group stood at `positions`. False: full, and nothing was taken."""

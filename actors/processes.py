@@ -18,6 +18,7 @@ from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.group import Group
 from actors.lease import refuse_replaced
+from actors.mirror_kafka import KafkaMirror
 from actors.ports import LearnerPort
 from actors.publish import Publish, ReleaseConfig
 from actors.quarantine import Quarantine
@@ -158,7 +159,11 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
     shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.state
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
-    source = KafkaSource(spec.source, spec.name, spec.groups)
+    config, mirror = spec.source, None
+    if spec.stream.graph and spec.groups > 1:
+        config = config.with_mirror(spec.name)
+        mirror = KafkaMirror(config, spec.name)
+    source = KafkaSource(config, spec.name, spec.groups)
     opened = [
         Group.open(
             number,
@@ -175,6 +180,8 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         group.quarantine = Quarantine(group.folder, source.topics)
         if spec.source.checks_partition:
             group.partitions = spec.groups
+        if spec.stream.graph:
+            group.join(spec.groups)
     sink = RedisSink(spec.redis, spec.name)
     try:
         for warning in sink.check():
@@ -187,9 +194,10 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         source,
         make_decoder(spec.stream, spec.decode),
         sink,
-        KafkaDeadLetters(spec.source, spec.name),
+        KafkaDeadLetters(config, spec.name),
         Releases(spec.releases, spec.shard.threads),
         learner,
+        mirror,
     )
     return Shard(spec.shard, opened, ports)
 

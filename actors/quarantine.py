@@ -10,6 +10,7 @@ import os
 import struct
 import zlib
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -163,11 +164,18 @@ class Quarantine:
 
 
 def joined(parts: list[Decoded]) -> Decoded:
+    ends = accumulate((len(p.entities) for p in parts), initial=0)
     return Decoded(
         Rows.concat([p.rows for p in parts]),
         [name for p in parts for name in p.entities],
         np.concatenate([p.deleted for p in parts]),
         np.concatenate([p.timestamp_ms for p in parts]),
+        [name for p in parts for name in p.neighbours],
+        [
+            g._replace(before=g.before + n)
+            for p, n in zip(parts, ends, strict=False)
+            for g in p.gone
+        ],
     )
 
 

@@ -8,7 +8,7 @@ ErrorClass = Literal[
     "not_json", "not_msgpack", "not_avro", "not_arrow", "wrong_type", "missing_entity",
     "bad_entity", "missing_time", "bad_time", "infinite", "too_large", "too_deep",
     "invalid_utf8", "unknown_schema", "wrong_columns", "misplaced",
-    "crashes_decoder",
+    "crashes_decoder", "bad_op", "bad_mirror",
 ]  # fmt: skip
 """A label of the dead-letter metric."""
 

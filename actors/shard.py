@@ -19,11 +19,11 @@ from msgspec import Meta
 from actors.decode import Decoder
 from actors.embed import Releases
 from actors.group import Group
-from actors.ports import Batch, DeadLetters, LearnerPort, Source
+from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.sink import Sink, Vectors, WriteResult
 from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
-from schemas.records import I64, Decoded, Windows, category_hash
+from schemas.records import I64, Decoded, Rows, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
 
 LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
@@ -57,6 +57,7 @@ class Ports:
     dead_letters: DeadLetters
     releases: Releases
     learner: LearnerPort | None = None
+    mirror: Mirror | None = None  # of a graph in several groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Shard:
         self.config, self.groups = config, {g.number: g for g in groups}
         self.source, self.decoder, self.sink = ports.source, ports.decoder, ports.sink
         self.dead_letters, self.releases = ports.dead_letters, ports.releases
-        self.learner, source = ports.learner, ports.source
+        self.learner, self.mirror, source = ports.learner, ports.mirror, ports.source
         self._clock, self._wall = clock, wall
         self._stats = ShardStats(source_up=True)
         self._reported = ShardStats()
@@ -135,8 +136,10 @@ class Shard:
         self._sink_turn()
         most = max_records or self.config.max_records
         try:
-            batches = self.source.poll(most, self.config.poll_s)
-            self._stats.source_up = self.source.up
+            # Kafka does not take what other groups must know: more of it would fill the memory
+            room = self.mirror is None or self.mirror.wait_for_room(self.config.poll_s)
+            batches = self.source.poll(most, self.config.poll_s) if room else []
+            self._stats.source_up = self.source.up and room
         except SourceDown as error:
             log.warning("source_down", reason=str(error))
             self._stats.source_up, batches = False, []
@@ -161,12 +164,19 @@ class Shard:
     # -- records ----------------------------------------------------------------------------------
 
     def _take(self, group: Group, batches: list[Batch]) -> None:
-        parts = []
+        parts, edges = list[Decoded](), list[Windows]()
         for batch in batches:
             batch, decoded, bad = group.decode(batch, self.decoder)
             for b in bad:
                 self.dead_letters.send(batch, b.at, b.error, b.reason, b.row)
                 self._stats.dead_letters[b.error] = self._stats.dead_letters.get(b.error, 0) + 1
+            if group.edges is not None and batch.topic != group.edges.mirror:
+                spread = group.edges.spread(batch.topic, decoded)
+                decoded = spread.here
+                edges.append(spread.windows)
+                for number, message in spread.away:
+                    assert self.mirror is not None
+                    self.mirror.send(number, message)
             parts.append(decoded)
         touched = group.apply(parts)
         self._stats.accepted += touched.accepted
@@ -179,7 +189,9 @@ class Shard:
             self._stats.encoded += anew
             self._stats.stepped += int(touched.lengths[~touched.anew].sum())
             self._post(group, touched.slots, vectors, deletions, parts)
-        if group.phase != "replaying":
+        if group.phase != "replaying" and group.edges is not None:
+            self._offer_edges(group, edges)
+        elif group.phase != "replaying":
             self._sample(group, touched)
         if group.advance(self.releases.current is not None):
             log.info("serving", group=group.number, positions=group.positions)
@@ -321,11 +333,25 @@ class Shard:
         began = self._clock()
         n = min(self.config.sample_windows, len(touched.slots))
         slots = self._rng.choice(touched.slots, n, replace=False)
-        windows: Windows = group.state.windows(np.sort(slots))
+        self._offer(group, group.state.windows(np.sort(slots)), began)
+
+    def _offer_edges(self, group: Group, edges: list[Windows]) -> None:
+        """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows."""
+        if self.learner is None or not any(map(len, edges)) or not self._sampling.allows():
+            return
+        began = self._clock()
+        rows = Rows.concat([w.rows for w in edges])
+        several = (
+            np.concatenate([getattr(w, n) for w in edges]) for n in ("totals", "first_us", "entity")
+        )
+        self._offer(group, Windows(rows, np.arange(len(rows) + 1), *several), began)
+
+    def _offer(self, group: Group, windows: Windows, began: float) -> None:
+        assert self.learner is not None
         if self.learner.offer(group.number, list(group.positions), windows):
-            self._stats.sampled += n
+            self._stats.sampled += len(windows)
         else:
-            self._stats.sample_skipped += n
+            self._stats.sample_skipped += len(windows)
         self._sampling.spend(self._clock() - began)
 
     # -- snapshots --------------------------------------------------------------------------------
@@ -348,7 +374,13 @@ class Shard:
         if due is not None and self._clock() >= self._due[due]:
             self._due[due] = self._clock() + self.config.snapshot_every_s
             self._settle()
-            self.groups[due].begin_snapshot(self.dead_letters.flush, self._forgets)
+            self.groups[due].begin_snapshot(self._flush, self._forgets)
+
+    def _flush(self) -> None:
+        """What a snapshot's positions pass is durable elsewhere. Raises SourceDown."""
+        self.dead_letters.flush()
+        if self.mirror is not None:
+            self.mirror.flush()
 
     def _end_snapshot(self, group: Group) -> None:
         snapshot, group.snapshot = group.snapshot, None
@@ -372,7 +404,7 @@ class Shard:
             self._finish_snapshot(group)  # the one under way is older than what was taken since
             if group.state.marks is not None:
                 continue  # still catching up: the snapshot it was restored from is as good
-            group.begin_snapshot(self.dead_letters.flush, self._forgets)
+            group.begin_snapshot(self._flush, self._forgets)
             self._finish_snapshot(group)
         self._report(force=True)
         self.close()
@@ -392,6 +424,8 @@ class Shard:
     def close(self) -> None:
         self.source.close()
         self.dead_letters.close()
+        if self.mirror is not None:
+            self.mirror.close()
         self.sink.close()
 
     # -- stats ------------------------------------------------------------------------------------

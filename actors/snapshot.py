@@ -24,6 +24,7 @@ import safetensors
 import safetensors.numpy
 import structlog
 
+from actors.graves import mark_dead
 from actors.state import SLAB, Marks, State, entity_bytes
 from schemas.errors import SnapshotError
 from schemas.records import I64, Bool
@@ -371,7 +372,9 @@ def restore(folder: Folder, state: State) -> list[int]:
         setattr(state.counts, name, value)
     state.counts.evicted += left_out
     state.counts.entities = len(state.index)
-    state.marks = marks
+    state.marks = marks if meta["slabs"] else None
+    if state.shape.graph:
+        mark_dead(state)
     return list(positions)
 
 

@@ -205,12 +205,15 @@ class KafkaSource(Source):
 
     def _configured(self, names: list[tuple[str, int]]) -> list[int]:
         ms = start_ms(self._config.start)
+        mirror = [name for name in names if name[0] == self._config.mirror_topic]
         if ms is not None:
             found = self._cluster.at(names, ms)
         elif self._config.start == "latest":
             found = self._cluster.ends(names)
         else:
             found = self._cluster.begins(names)
+        # whole, whatever the start: another group may have begun before this one
+        found = {**found, **self._cluster.begins(mirror)}
         return [found[name] for name in names]
 
     def _reachable(self, names: list[tuple[str, int]], positions: list[int]) -> None:

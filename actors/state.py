@@ -15,10 +15,12 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from actors import graves
 from schemas.errors import SettingsError
 from schemas.records import (
     F64,
     I64,
+    NEIGHBOUR,
     OFFSET_BITS,
     Bool,
     Decoded,
@@ -81,7 +83,7 @@ class Marks:
 
 def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
     """Bytes of one slot's columns."""
-    row = 8 + 8 + 4 * shape.numbers + 9 * shape.categories
+    row = 8 + 8 + 4 * shape.numbers + 9 * shape.categories + shape.graph
     return window * row + 8 * shape.totals + 4 * hidden + 8 * 8
 
 
@@ -122,6 +124,8 @@ class State:
     tag: I64 = field(init=False)  # [E] release of `recurrent`; 0: it must be encoded anew
     recurrent: np.ndarray = field(init=False)  # [E, H] float32
     owed: Bool = field(init=False)  # [E] Redis does not hold the vector it should
+    dead: Bool = field(init=False)  # [E, L] rows of removed edges and their tombstones; see graves
+    graves: Bool = field(init=False)  # [E] whether the ring has any
     index: dict[str, int] = field(default_factory=dict)
     names: list[str | None] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
@@ -141,7 +145,8 @@ class State:
         )
         self.totals = np.zeros((e, s.totals), np.float64)
         self.recurrent = np.zeros((e, self.hidden), np.float32)
-        self.owed = np.zeros(e, np.bool_)
+        self.owed, self.graves = np.zeros(e, np.bool_), np.zeros(e, np.bool_)
+        self.dead = np.zeros((e if s.graph else 0, w), np.bool_)
         for name in ("placed", "count", "first_us", "last_us", "since_us", "touched", "tag"):
             setattr(self, name, np.zeros(e, np.int64))
 
@@ -186,6 +191,7 @@ class State:
         newest = self.rows.position[slots, (self.placed[slots] - 1) % self.window]
         first_us, first_at = rows.time_us[starts], rows.position[starts]
         late = known & ((first_us < before) | ((first_us == before) & (first_at <= newest)))
+        slow = self._slow(slots, lengths, rows, late) if self.shape.graph else late
         gaps = np.diff(rows.time_us, prepend=0)
         gaps[starts] = np.where(known, first_us - before, 0)
         opens = gaps > self.shape.session_gap_us
@@ -196,19 +202,44 @@ class State:
             sums = np.add.reduceat(added, starts, axis=0)
             if late.any():
                 sums[late, 1] = 0.0  # their gaps change behind them too: see _merge
+            if self.shape.graph:
+                sums[slow] = 0.0
             self.totals[slots] += sums
-        for m in np.flatnonzero(late).tolist():
-            self._merge(int(slots[m]), rows.take(slice(starts[m], starts[m] + lengths[m])))
-        self._append(slots, starts, lengths, rows, ~late)
+        earliest = np.where(known, np.minimum(self.first_us[slots], first_us), first_us)
+        if self.shape.graph:
+            at = np.flatnonzero(np.repeat(slow, lengths))
+            owner = np.repeat(np.arange(np.count_nonzero(slow)), lengths[slow])
+            if len(at):
+                graves.merge(self, slots[slow], rows.take(at), owner)
+                earliest[slow] = self.first_us[slots[slow]]
+        else:
+            for m in np.flatnonzero(late).tolist():
+                self._merge(int(slots[m]), rows.take(slice(starts[m], starts[m] + lengths[m])))
+        self._append(slots, starts, lengths, rows, ~slow)
         self.count[slots] += lengths
         ends = rows.time_us[starts + lengths - 1]
         self.last_us[slots] = np.where(known, np.maximum(before, ends), ends)
-        self.first_us[slots] = np.where(known, np.minimum(self.first_us[slots], first_us), first_us)
+        self.first_us[slots] = earliest
+        if self.shape.graph:
+            return Touched(
+                slots, starts, lengths, rows, np.ones_like(late), totals, before, deleted, accepted
+            )
         half = self.window // 2
         crossed = (count + lengths) // half > count // half
         return Touched(
             slots, starts, lengths, rows, late | crossed, totals, before, deleted, accepted
         )
+
+    def _slow(self, slots: I64, lengths: I64, rows: Rows, late: Bool) -> Bool:
+        """Whose ring changes before its end: rows come late, or edges are removed, or the newest row is
+        dead, so that the gap to the newest live one is not known. [M]"""
+        slow = late | (
+            self.graves[slots] & self.dead[slots, (self.placed[slots] - 1) % self.window]
+        )
+        stones = rows.missing[:, NEIGHBOUR]
+        if stones.any():
+            slow[np.repeat(np.arange(len(slots)), lengths)[stones]] = True
+        return np.asarray(slow)
 
     def _append(self, slots: I64, starts: I64, lengths: I64, rows: Rows, in_order: Bool) -> None:
         """Rows newer than all that their entity has."""
@@ -219,6 +250,10 @@ class State:
         for column in ("time_us", "position", "numbers", "categories", "missing"):
             getattr(self.rows, column)[to] = getattr(rows, column)[at]
         self.placed[slots[in_order]] += lengths[in_order]
+        if self.graves[slots].any():
+            self.dead[to] = False
+            some = slots[in_order & self.graves[slots]]
+            self.graves[some] = self.dead[some].any(1)
 
     def _merge(self, slot: int, new: Rows) -> None:
         """Rows among which some are older than what the entity has: placed by (time, position)."""
@@ -308,6 +343,8 @@ class State:
         self.life_us = max(self.life_us, int(self.since_us[slot]))
         self.totals[slot] = 0.0
         self.owed[slot] = False
+        if self.graves[slot]:
+            self.dead[slot] = self.graves[slot] = False
         for column in (
             self.placed,
             self.count,
@@ -355,18 +392,38 @@ class State:
 
     # -- windows out ------------------------------------------------------------------------------
 
+    def held(self, slots: I64) -> I64:
+        """How many rows each slot's ring holds; of a graph live ones. [M]"""
+        n = np.minimum(self.placed[slots], self.window)
+        some = np.flatnonzero(self.graves[slots])
+        if len(some):
+            n[some] -= self.dead[slots[some]].sum(1)
+        return n
+
     def anchored(self, slots: I64) -> I64:
-        """w of the anchor rule for each slot. [M]"""
+        """w of the anchor rule for each slot; of a graph all live rows. [M]"""
+        if self.shape.graph:
+            return self.held(slots)
         n, half = self.count[slots], self.window // 2
         return np.minimum(np.where(n < half, n, half + n % half), self.placed[slots])
 
     def padded(self, slots: I64, lengths: I64) -> tuple[Rows, F64]:
-        """The newest `lengths` rows of each slot, as columns [M, T, ...] padded behind, and the totals before."""
+        """The newest `lengths` rows of each slot, as columns [M, T, ...] padded behind, and the totals before.
+
+        A node without live edges has one blank row, as of its newest record."""
         steps = np.arange(int(lengths.max(initial=1)))
         start = self.placed[slots] - lengths
         at = (start[:, None] + np.minimum(steps, lengths[:, None] - 1)) % self.window
-        rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
         valid = steps < lengths[:, None]
+        if self.graves[slots].any():
+            lonely = self.held(slots) == 0
+            at = graves.live_at(self, slots, np.where(lonely, 0, lengths), at)
+            rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
+            rows.time_us[lonely], rows.position[lonely] = self.last_us[slots[lonely], None], 0
+            rows.numbers[lonely], rows.categories[lonely] = np.nan, 0
+            rows.missing[lonely], valid[lonely] = True, False
+        else:
+            rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
         flat = contributions(rows.numbers.reshape(-1, self.shape.numbers))
         flat[:, 1] = (
             np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us
@@ -376,7 +433,7 @@ class State:
 
     def windows(self, slots: I64) -> Windows:
         """All rows that each slot's ring holds, flat."""
-        lengths = np.minimum(self.placed[slots], self.window)
+        lengths = self.held(slots)
         rows, totals = self.padded(slots, lengths)
         valid = np.arange(rows.time_us.shape[1]) < lengths[:, None]
         flat = Rows(*(column[valid] for column in _columns(rows)))

@@ -57,6 +57,11 @@ class Backfill:
     def run(self) -> None:
         settings = self._settings
         groups = partitions(settings.source)
+        if settings.stream.graph and groups > 1:
+            raise SettingsError(
+                f'stream.kind is "graph" and the stream has {groups} partitions: their groups learn of each '
+                "other's edges through Kafka, which files do not pass. Produce the history into the topic."
+            )
         positions = self._positions(groups)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
@@ -125,6 +130,9 @@ class Backfill:
             )
             for n in left
         ]
+        if s.stream.graph:
+            for group in opened:
+                group.join(groups)
         ports = Ports(
             source,
             make_decoder(s.stream, msgspec.structs.replace(s.decode, format=source.decode_format)),

@@ -146,10 +146,26 @@ def check(settings: Settings) -> None:
     """What only a file, the environment or two sections together can show. Raises SettingsError."""
     s = settings
     make_decoder(s.stream, s.decode)
+    _check_graph(s)
     capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
     s.source.client()
     connect(s.redis, lambda _: None).close()  # sends nothing
     s.http.token()
+
+
+def _check_graph(s: Settings) -> None:
+    if not s.stream.graph:
+        if s.source.mirror_topic:
+            raise SettingsError(
+                'source.mirror_topic is for graphs, and stream.kind is "events". Remove it.'
+            )
+        return
+    s.source.with_mirror(s.name)
+    if s.source.check_partition is False:
+        raise SettingsError(
+            "source.check_partition is false: the nodes of a graph are found in their partitions, by Kafka's "
+            "murmur2 of their names. Key the topics by the edge's source, and remove it."
+        )
 
 
 def _expanded(value: object, key: str) -> object:

@@ -5,9 +5,10 @@ K = 2 + 3·Fn running totals.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from itertools import compress
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -25,10 +26,13 @@ Bool = npt.NDArray[np.bool_]
 OFFSET_BITS = 48
 """A row's `position` is topic index << 48 | offset: it orders rows of equal time."""
 
+DIRECTION = 0
+"""Of a graph's `numbers`: 1 where the node is the edge's source, 0 where it is its destination."""
+NEIGHBOUR, EDGE_TYPE = 0, 1
+"""Of a graph's `categories`: the far node's name, and the edge's type where the stream names one.
 
-DIRECTION, NEIGHBOUR, EDGE_TYPE = 0, 0, 1
-"""Columns that a graph's rows begin with. numbers: the direction, 1.0 where the node is the edge's source.
-categories: hash of the far node's name (missing: this row removes the edge), then the edge's type."""
+A row whose neighbour is `missing` is a tombstone: the edge of this hash (and type) was removed."""
+RESERVED = ("direction", "neighbour", "edge_type")
 
 
 class FieldType(StrEnum):
@@ -56,8 +60,11 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     entity: str
     time: str
-    field: tuple[Field, ...]
-    kind: Literal["events"] = "events"
+    field: tuple[Field, ...] = ()
+    kind: Literal["events", "graph"] = "events"
+    neighbour: str = ""  # graph: path of the far node; `entity` is the edge's source
+    op: str = ""  # graph: path of "add" or "remove"; nothing there is "add"
+    edge_type: str = ""  # graph: path of the edge's type
     time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
     session_gap_s: Annotated[float, Meta(gt=0)] = 1800.0
 
@@ -66,17 +73,59 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise SettingsError(f"stream.field: the name {twice[0]!r} is there twice; rename one.")
+        if self.graph:
+            self._check_graph(names)
+            return
         if not names:
             raise SettingsError("stream.field is empty; name at least one input of a record.")
+        for key in ("neighbour", "op", "edge_type"):
+            if getattr(self, key):
+                raise SettingsError(
+                    f'stream.{key} is for edges, and stream.kind is "{self.kind}". Remove it, or set '
+                    'stream.kind = "graph".'
+                )
+
+    def _check_graph(self, names: list[str]) -> None:
+        if not self.neighbour:
+            raise SettingsError(
+                'stream.kind is "graph" and stream.neighbour is missing: name the path of the far node.'
+            )
+        paths = [p for p in (self.entity, self.neighbour, self.time, self.op, self.edge_type) if p]
+        twice = sorted({p for p in paths if paths.count(p) > 1})
+        if twice:
+            raise SettingsError(
+                f"stream: {twice[0]!r} is named twice; entity, neighbour, time, op and edge_type of an edge "
+                "are values of their own."
+            )
+        reserved = [name for name in names if name in RESERVED]
+        if reserved:
+            raise SettingsError(
+                f"stream.field: {reserved[0]!r} is a column that every graph has; choose another name."
+            )
 
     @property
-    def numbers(self) -> tuple[Field, ...]:
-        """The fields kept as float32, in the order of the columns."""
+    def graph(self) -> bool:
+        return self.kind == "graph"
+
+    @property
+    def own_numbers(self) -> tuple[Field, ...]:
+        """The stream's fields kept as float32, without a graph's own column."""
         return tuple(field for field in self.field if field.type is not FieldType.category)
 
     @property
+    def numbers(self) -> tuple[Field, ...]:
+        """All that is kept as float32, in the order of the columns."""
+        first = (Field(RESERVED[0], FieldType.flag),) if self.graph else ()
+        return first + self.own_numbers
+
+    @property
     def categories(self) -> tuple[Field, ...]:
-        return tuple(field for field in self.field if field.type is FieldType.category)
+        first: tuple[Field, ...] = ()
+        if self.graph:
+            first = (Field(RESERVED[1], FieldType.category, self.neighbour),)
+            if self.edge_type:
+                first += (Field(RESERVED[2], FieldType.category, self.edge_type),)
+        return first + tuple(f for f in self.field if f.type is FieldType.category)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,7 +134,13 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def shape(self) -> "Shape":
-        return Shape(len(self.numbers), len(self.categories), round(self.session_gap_s * 1e6))
+        return Shape(
+            len(self.numbers),
+            len(self.categories),
+            round(self.session_gap_s * 1e6),
+            self.graph,
+            bool(self.edge_type),
+        )
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -168,6 +223,15 @@ class Windows:
         return cls(rows, arrays["offsets"], arrays["totals"], arrays["first_us"], arrays["entity"])
 
 
+class Gone(NamedTuple):
+    """A node was deleted: what names it as neighbour, before row `before` of the batch, is removed."""
+
+    before: int
+    node: int  # category_hash of its name
+    position: int
+    timestamp_ms: int
+
+
 @dataclass(slots=True)
 class Decoded:
     """A micro-batch of one topic of one group, decoded; dead letters are apart."""
@@ -176,6 +240,20 @@ class Decoded:
     entities: list[str]  # [N]
     deleted: Bool  # [N] a null value: forget the entity; such a row's fields mean nothing
     timestamp_ms: I64  # [N] when it was produced, by Kafka's clock
+    neighbours: list[str] = field(default_factory=list)  # [N] of a graph: far nodes; else empty
+    gone: list[Gone] = field(default_factory=list)
+
+    def take(self, keep: Bool) -> Self:
+        """The rows that `keep` [N] says."""
+        chosen = keep.tolist()
+        return type(self)(
+            self.rows.take(keep),
+            list(compress(self.entities, chosen)),
+            self.deleted[keep],
+            self.timestamp_ms[keep],
+            list(compress(self.neighbours, chosen)),
+            [g._replace(before=int(np.count_nonzero(keep[: g.before]))) for g in self.gone],
+        )
 
 
 def category_hash(text: str | bytes | int) -> int:

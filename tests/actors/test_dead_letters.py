@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors import dead_letters
+from actors import outbox
 from actors.ports import Batch
 from actors.source import DlqConfig, KafkaDeadLetters, SourceConfig
 from daemon import servers
@@ -204,7 +204,7 @@ def test_many_bad_records_go_on_and_are_all_there(kafka: str, topics: Topics, op
 def test_nothing_is_lost_or_hidden_while_the_broker_is_down(
     tmp_path: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "MOST_RECORDS", 3)
+    monkeypatch.setattr(outbox, "MOST_RECORDS", 3)
     with servers.kafka_server(tmp_path) as broker:
         servers.create_topics(broker.address, {"t": 1})
         letters = opened(broker.address, ("t",), timeout_s=1.0)

@@ -1,0 +1,120 @@
+"""Edges have two ends: rows of a graph for both nodes, here or, through the mirror, in another group.
+
+Shapes: N records of a micro-batch, E of them edges (the rest are deletions)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.columns import Hashes
+from actors.mirror import Marks, Origin, Reader, messages
+from actors.partitioner import partitions_of
+from schemas.records import (
+    DIRECTION,
+    I64,
+    NEIGHBOUR,
+    OFFSET_BITS,
+    Bool,
+    Decoded,
+    Gone,
+    Rows,
+    Shape,
+    Windows,
+)
+
+MAX_NAME = 4096  # of a node, in bytes: decode.max_entity_bytes cuts before
+
+
+@dataclass(slots=True)
+class Spread:
+    """A decoded micro-batch of one topic, dealt to those whom it concerns."""
+
+    here: Decoded  # rows of both ends, next to each other
+    away: list[tuple[int, bytes]]  # for whom, a message of the mirror
+    windows: Windows  # the E edges as their sources see them: windows of one row, for the learner
+
+
+class Edges:
+    """Of one group. marks: what the group has taken of the mirror, the group's own."""
+
+    def __init__(
+        self, shape: Shape, group: int, epoch: int, groups: int, topics: int, marks: Marks
+    ) -> None:
+        """topics: how many hold the stream's edges, the mirror not counted."""
+        self._shape, self._group, self._epoch = shape, group, epoch
+        self._groups, self._hashes = groups, Hashes()
+        self.mirror = topics if groups > 1 else -1  # the mirror's index among the group's topics
+        self.reader = Reader(shape, group, groups, topics, MAX_NAME, marks)
+
+    def hashes(self, names: list[str]) -> I64:
+        return np.fromiter(map(self._hashes.__getitem__, names), np.int64, len(names))
+
+    def spread(self, topic: int, decoded: Decoded) -> Spread:
+        rows, n = decoded.rows, len(decoded.entities)
+        sources = self.hashes(decoded.entities)
+        far = Rows(
+            rows.time_us, rows.position, rows.numbers.copy(), rows.categories.copy(), rows.missing
+        )
+        far.numbers[:, DIRECTION], far.categories[:, NEIGHBOUR] = 0.0, sources
+        edge = ~decoded.deleted
+        two = edge & (sources != rows.categories[:, NEIGHBOUR])  # a loop has one row
+        to = np.full(n, self._group)
+        if self._groups > 1 and two.any():
+            names = [decoded.neighbours[i] for i in np.flatnonzero(two).tolist()]
+            to[two] = partitions_of(names, self._groups)
+        here = _both(decoded, far, np.flatnonzero(two & (to == self._group)))
+        deletions = np.flatnonzero(decoded.deleted).tolist()
+        if deletions:
+            order = np.flatnonzero(here.deleted)
+            here.gone = [
+                Gone(
+                    int(before),
+                    int(sources[i]),
+                    int(rows.position[i]),
+                    int(decoded.timestamp_ms[i]),
+                )
+                for before, i in zip(order, deletions, strict=True)
+            ]
+        of = rows.take(edge)
+        windows = Windows(
+            of,
+            np.arange(len(of) + 1),
+            np.zeros((len(of), self._shape.totals)),
+            of.time_us,
+            sources[edge],
+        )
+        return Spread(here, self._away(topic, decoded, far, to), windows)
+
+    def _away(self, topic: int, decoded: Decoded, far: Rows, to: I64) -> list[tuple[int, bytes]]:
+        """What other groups must know: their nodes' rows, and every deletion."""
+        if self._groups == 1:
+            return []
+        offset = far.position & ((1 << OFFSET_BITS) - 1)
+        first = np.flatnonzero(np.diff(offset, prepend=-1))
+        nth = np.arange(len(to)) - np.repeat(first, np.diff(first, append=len(to)))
+        out = []
+        for group in range(self._groups):
+            which: Bool = (to == group) & ~decoded.deleted | decoded.deleted
+            if group == self._group or not which.any():
+                continue
+            at = np.flatnonzero(which)
+            # a deletion has no neighbour, and a row without a name is one
+            names = [decoded.neighbours[i] for i in at.tolist()]
+            origin = Origin(self._epoch, self._group, topic, offset[at], nth[at])
+            told = messages(origin, names, far.take(at), decoded.timestamp_ms[at])
+            out += [(group, message) for message in told]
+        return out
+
+
+def _both(decoded: Decoded, far: Rows, at: I64) -> Decoded:
+    """All rows, and behind the rows `at` those of the far node."""
+    n = len(decoded.entities)
+    order = np.argsort(np.concatenate([np.arange(n), at]), kind="stable")
+    which = np.concatenate([np.arange(n), at])[order]
+    both = [*decoded.entities, *(decoded.neighbours[i] for i in at.tolist())]
+    return Decoded(
+        Rows.concat((decoded.rows, far.take(at))).take(order),
+        [both[i] for i in order.tolist()],
+        decoded.deleted[which],
+        decoded.timestamp_ms[which],
+    )

@@ -1,0 +1,215 @@
+"""Messages of the mirror: what a partition group tells another one of a graph's edges.
+
+One message holds rows for one group, as columns in msgpack, in the order of the records that they come from.
+A row's origin is (source group, its topic, offset, how manieth row of that record): the receiver keeps how far
+it has come of each source topic and drops the rest, so that a sender may send again. A row without a name says
+that the node of that hash was deleted.
+
+The log has no gaps, whoever wrote it: a sender sends in order, and begins where a snapshot stood, which was
+committed when all before it was in the log. So what is beyond a mark follows on it, also where it is of a sender
+that has a successor. To drop it for its epoch would lose edges: a third sender may go on from the snapshot that
+the first one wrote last, and send none of them (docs/decisions/0013).
+
+Shapes: N rows, Fn numbers, Fc categories."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from actors.decode import BadRecord
+from actors.ports import Batch
+from actors.rejected import Rejected
+from actors.times import LIMIT_US
+from schemas.records import (
+    DIRECTION,
+    I64,
+    NEIGHBOUR,
+    OFFSET_BITS,
+    Bool,
+    Decoded,
+    Gone,
+    Rows,
+    Shape,
+)
+
+MESSAGE_BYTES = 256 << 10
+"""A sender cuts where its columns are as long."""
+MOST_BYTES = 4 << 20
+"""A receiver reads no longer one."""
+
+
+class Message(msgspec.Struct, frozen=True):
+    """`numbers` and what follows: little-endian bytes of whole columns."""
+
+    epoch: int  # of the sender, for who looks into the topic
+    group: int
+    topic: int  # index into the source's topics
+    names: list[str]  # [N] of the nodes that the rows are of; "": the neighbour was deleted
+    offset: bytes  # [N] int64
+    nth: bytes  # [N] int32
+    time_us: bytes  # [N] int64
+    timestamp_ms: bytes  # [N] int64
+    numbers: bytes  # [N, Fn] float32
+    categories: bytes  # [N, Fc] int64
+    missing: bytes  # [N, Fc] bool
+
+
+class Mark(NamedTuple):
+    """The last row that was taken of a source topic."""
+
+    offset: int
+    nth: int
+
+
+Marks = dict[tuple[int, int], Mark]
+"""By source group and topic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where rows come from: one group's one topic, and [N] offsets and places in their record."""
+
+    epoch: int
+    group: int
+    topic: int
+    offset: I64
+    nth: I64
+
+
+def messages(origin: Origin, names: list[str], rows: Rows, timestamp_ms: I64) -> list[bytes]:
+    """N rows as messages, each of about MESSAGE_BYTES at most."""
+    sizes = np.fromiter(map(len, names), np.int64, len(names))
+    sizes = 2 * sizes + 40 + 4 * rows.numbers.shape[1] + 9 * rows.categories.shape[1]
+    part = np.cumsum(sizes) // MESSAGE_BYTES
+    starts = np.flatnonzero(np.diff(part, prepend=-1)).tolist()
+    return [
+        _message(origin, names, rows, timestamp_ms, slice(lo, hi))
+        for lo, hi in zip(starts, [*starts[1:], len(names)], strict=True)
+    ]
+
+
+def _message(origin: Origin, names: list[str], rows: Rows, stamps: I64, at: slice) -> bytes:
+    message = Message(
+        origin.epoch,
+        origin.group,
+        origin.topic,
+        names[at],
+        origin.offset[at].astype("<i8").tobytes(),
+        origin.nth[at].astype("<i4").tobytes(),
+        rows.time_us[at].astype("<i8").tobytes(),
+        stamps[at].astype("<i8").tobytes(),
+        rows.numbers[at].astype("<f4").tobytes(),
+        rows.categories[at].astype("<i8").tobytes(),
+        rows.missing[at].tobytes(),
+    )
+    return msgspec.msgpack.encode(message)
+
+
+_decode = msgspec.msgpack.Decoder(Message).decode
+
+
+class Reader:
+    """Reads the mirror for one group. `marks`, what was taken already, moves on with every message."""
+
+    def __init__(
+        self, shape: Shape, group: int, groups: int, topics: int, max_name: int, marks: Marks
+    ) -> None:
+        """topics: of each source group, the mirror not counted."""
+        self._shape, self._group, self._groups, self._topics = shape, group, groups, topics
+        self._max_name, self.marks = max_name, marks
+
+    def read(self, batch: Batch) -> tuple[Decoded, list[BadRecord]]:
+        """The rows that were not taken before, in order."""
+        bad, parts, names, gone, stamps = list[BadRecord](), [], list[str](), list[Gone](), []
+        for at, value in enumerate(batch.values):
+            position = (batch.topic << OFFSET_BITS) | int(batch.offsets[at])
+            try:
+                told, origin, rows = self._checked(value)
+            except Rejected as why:
+                bad.append(BadRecord(at, why.error, str(why)))
+                continue
+            keep = self._beyond(origin)
+            if not keep.any():
+                continue
+            rows.position[:] = position
+            deleted = np.array([not name for name in told.names], np.bool_)
+            stamp = _column(told.timestamp_ms, "<i8", len(keep))
+            for row in np.flatnonzero(keep & deleted).tolist():
+                before = len(names) + int(np.count_nonzero(keep[:row] & ~deleted[:row]))
+                node = int(rows.categories[row, NEIGHBOUR])
+                gone.append(Gone(before, node, position, int(stamp[row])))
+            keep &= ~deleted
+            parts.append(rows.take(keep))
+            names += [told.names[i] for i in np.flatnonzero(keep).tolist()]
+            stamps.append(stamp[keep])
+        rows = Rows.concat(parts) if parts else Rows.empty(self._shape)
+        n = len(names)
+        stamped = np.concatenate(stamps) if stamps else np.zeros(0, np.int64)
+        return Decoded(rows, names, np.zeros(n, np.bool_), stamped, gone=gone), bad
+
+    def _beyond(self, origin: Origin) -> Bool:
+        """Which rows were not taken before. [N]"""
+        key = origin.group, origin.topic
+        mark = self.marks.get(key, Mark(-1, -1))
+        keep = (origin.offset > mark.offset) | (
+            (origin.offset == mark.offset) & (origin.nth > mark.nth)
+        )
+        if keep.any():  # rows are in order: the last one is the furthest
+            self.marks[key] = Mark(int(origin.offset[-1]), int(origin.nth[-1]))
+        return np.asarray(keep)
+
+    def _checked(self, value: Any) -> tuple[Message, Origin, Rows]:
+        if value is None or len(value) > MOST_BYTES:
+            raise _bad(f"it has {len(value or b'')} bytes; 1 to {MOST_BYTES} are allowed")
+        try:
+            told = _decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
+            raise _bad(str(why)) from None
+        n, s = len(told.names), self._shape
+        for name, found, known in (
+            ("group", told.group, self._groups), ("topic", told.topic, self._topics),
+            ("epoch", told.epoch, 1 << 62),
+        ):  # fmt: skip
+            if not 0 <= found < known:
+                raise _bad(f"{name} {found}; there are 0 to {known - 1}")
+        if told.group == self._group:
+            raise _bad("it is of the group that it is for")
+        if any(len(name.encode()) > self._max_name for name in told.names):
+            raise _bad(f"a name of more than {self._max_name} bytes")
+        offset, nth = _column(told.offset, "<i8", n), _column(told.nth, "<i4", n)
+        rows = Rows(
+            _column(told.time_us, "<i8", n),
+            np.zeros(n, np.int64),
+            _column(told.numbers, "<f4", n, s.numbers),
+            _column(told.categories, "<i8", n, s.categories),
+            _column(told.missing, "u1", n, s.categories),
+        )
+        _column(told.timestamp_ms, "<i8", n)
+        follows = (np.diff(offset) > 0) | ((np.diff(offset) == 0) & (np.diff(nth) > 0))
+        if n and not (offset[0] >= 0 and offset[-1] < 1 << OFFSET_BITS and follows.all()):
+            raise _bad("its offsets do not ascend")
+        deleted = np.array([not name for name in told.names], np.bool_)
+        if ((rows.time_us <= 0) | (rows.time_us >= LIMIT_US))[~deleted].any():
+            raise _bad("a time that is none")
+        if np.isinf(rows.numbers).any() or rows.numbers[~deleted, DIRECTION].any():
+            raise _bad("a number that is infinite, or a direction that is not 0")
+        if (rows.missing > 1).any():
+            raise _bad("a truth value that is neither 0 nor 1")
+        rows.missing = rows.missing.astype(np.bool_)
+        return told, Origin(told.epoch, told.group, told.topic, offset, nth), rows
+
+
+def _column(data: bytes, dtype: str, n: int, width: int | None = None) -> Any:
+    shape = (n,) if width is None else (n, width)
+    if len(data) != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+        raise _bad(f"a column of {len(data)} bytes; {n} rows are named")
+    native = np.dtype(dtype).newbyteorder("=")
+    if dtype == "<i4":
+        native = np.dtype(np.int64)
+    return np.frombuffer(data, dtype).reshape(shape).astype(native)
+
+
+def _bad(why: str) -> Rejected:
+    return Rejected("bad_mirror", f"no message of the mirror: {why}. Only afresh writes there.")
