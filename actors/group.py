@@ -24,7 +24,8 @@ from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
 from actors.state import State, Touched
 from schemas.errors import SnapshotError
-from schemas.records import I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape
+from schemas.published import EDGE
+from schemas.records import DIRECTION, I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape
 from schemas.stats import GroupStats
 
 QUEUE = 16_384
@@ -283,9 +284,9 @@ class Group:
     def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:
         state = self.state
         names = [state.names[slot] or "" for slot in slots.tolist()]
-        return Vectors(
-            names, vectors, release, state.last_us[slots], state.count[slots], state.since_us[slots]
-        )
+        edges = _edges(state, slots) if state.shape.graph else []
+        columns = state.last_us[slots], state.count[slots], state.since_us[slots]
+        return Vectors(names, vectors, release, *columns, edges)
 
     def post(
         self, sink: Sink, generation: int, vectors: Vectors, deletions: list[str]
@@ -382,6 +383,16 @@ class Group:
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,
         )
+
+
+def _edges(state: State, slots: I64) -> list[bytes]:
+    """The live edges of each node, packed as EDGE."""
+    lengths = state.held(slots)
+    rows, _ = state.padded(slots, lengths)
+    packed = np.empty(rows.time_us.shape, EDGE)
+    packed["time_us"], packed["neighbour"] = rows.time_us, rows.categories[..., NEIGHBOUR]
+    packed["direction"] = rows.numbers[..., DIRECTION]
+    return [packed[m, :n].tobytes() for m, n in enumerate(lengths.tolist())]
 
 
 def _remedy(found: list[str]) -> str:

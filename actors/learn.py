@@ -23,7 +23,8 @@ import torch
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
 from actors.snapshot import Folder, folders, newest, prune, write_file, write_folder
-from learning.config import EncoderConfig, LearnerConfig
+from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfig
+from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from schemas.errors import SnapshotError
 from schemas.records import Shape, Windows
@@ -36,6 +37,11 @@ IDLE_S = 0.02
 SMOOTH = 0.05
 Part = tuple[int, list[int], Windows]
 """Group, its positions when the windows were cut, the windows."""
+
+
+def learner_of(config: LearnerConfig, encoder: EncoderConfig, shape: Shape, device: str) -> Learner:
+    make = GraphLearner if isinstance(encoder, TemporalAttentionConfig) else Learner
+    return make(config, encoder, shape, device=device)
 
 
 class Learn:
@@ -53,7 +59,7 @@ class Learn:
         self._config, self._folder, self._epoch = config, folder, epoch
         self._release, self._clock, self._dim = release, clock, encoder.dim
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._learner = Learner(config, encoder, shape, device=device)
+        self._learner = learner_of(config, encoder, shape, device)
         self._inbox: deque[Part | list[int]] = (
             deque()
         )  # windows, and entities to forget, as they came

@@ -36,7 +36,8 @@ local done = 0
 WRITE = (
     _FENCE
     + """
-local at = 6
+-- ARGV 6: how many values there are of each entity; the sixth is `neighbours`
+local each, at = tonumber(ARGV[6]), 7
 for i = 2, #KEYS do
   local key = KEYS[i]
   local old = call('HMGET', key, 'epoch', 'write', 'deleted')
@@ -46,10 +47,11 @@ for i = 2, #KEYS do
     call('HSET', key, 'vector', ARGV[at], 'release', ARGV[at + 1], 'time_us', ARGV[at + 2],
       'count', ARGV[at + 3], 'since', ARGV[at + 4],
       'epoch', ARGV[1], 'write', ARGV[2], 'group', ARGV[5])
+    if each > 5 then call('HSET', key, 'neighbours', ARGV[at + 5]) end
     if ttl > 0 then call('PEXPIRE', key, ARGV[4]) else call('PERSIST', key) end
     done = done + 1
   end
-  at = at + 5
+  at = at + each
 end
 return done
 """

@@ -85,11 +85,11 @@ class RedisSink:
         prefix = entity_key(self._stream, generation, "")
         head = [_whole(epoch), _whole(write_number), where, round(self._config.ttl_s * 1000), group]
         keys = [prefix + name for name in vectors.entities]
-        values = _columns(vectors)
+        each, values = _columns(vectors)
         step, calls = self._config.batch_keys, []
         for i in range(0, len(keys), step):
-            tail = values[5 * i : 5 * (i + step)]
-            calls.append((lua.WRITE, [fence, *keys[i : i + step]], head + tail))
+            tail = values[each * i : each * (i + step)]
+            calls.append((lua.WRITE, [fence, *keys[i : i + step]], [*head, each, *tail]))
         gone = [prefix + name for name in deletions]
         head = [*head[:3], round(self._config.deleted_ttl_s * 1000), group]
         starts = range(0, len(gone) or not calls, step)  # without any, the positions go alone
@@ -284,16 +284,18 @@ def _whole(value: int) -> int:
     return value
 
 
-def _columns(vectors: Vectors) -> list[Any]:
-    """vector, release, time_us, count and since of each entity, one after the other."""
-    n = len(vectors)
+def _columns(vectors: Vectors) -> tuple[int, list[Any]]:
+    """How many values each entity has, and those: vector, release, time_us, count, since (and neighbours)."""
+    n, each = len(vectors), 6 if vectors.neighbours else 5
     blob = np.ascontiguousarray(vectors.vector, "<f4").tobytes()
     size = len(blob) // max(n, 1)
-    out: list[Any] = [None] * (5 * n)
-    out[0::5] = [blob[i : i + size] for i in range(0, len(blob), size)] if size else []
+    out: list[Any] = [None] * (each * n)
+    out[0::each] = [blob[i : i + size] for i in range(0, len(blob), size)] if size else []
     integers = (vectors.release, vectors.time_us, vectors.count, vectors.since)
     for at, column in enumerate(integers):
         if n and not (column.min() > -LIMIT and column.max() < LIMIT):
             raise ValueError("an integer that is not exact as a Lua number")
-        out[at + 1 :: 5] = column.tolist()
-    return out
+        out[at + 1 :: each] = column.tolist()
+    if each == 6:
+        out[5::6] = vectors.neighbours
+    return each, out

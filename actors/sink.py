@@ -1,7 +1,7 @@
 """What is published, and the contract of its writer; `actors/redis_sink.py` is the real one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from schemas.records import F32, I64
@@ -20,6 +20,7 @@ class Vectors:
     time_us: I64  # [N] of the newest record that the vector knows
     count: I64  # [N] records since `since`
     since: I64  # [N] µs: when this life of the entity began
+    neighbours: list[bytes] = field(default_factory=list)  # [N] of a graph: see schemas.published
 
     def __len__(self) -> int:
         return len(self.entities)

@@ -70,8 +70,10 @@ def measure(url: str | None = None, rounds: int = 5, batch: int = BATCH) -> dict
 
 
 def _part(v: Vectors, lo: int, hi: int) -> Vectors:
-    columns = (column[lo:hi] for column in (v.release, v.time_us, v.count, v.since))
-    return Vectors(v.entities[lo:hi], v.vector[lo:hi], *columns)
+    release, time_us, count, since = (
+        column[lo:hi] for column in (v.release, v.time_us, v.count, v.since)
+    )
+    return Vectors(v.entities[lo:hi], v.vector[lo:hi], release, time_us, count, since)
 
 
 def _time(way: Callable[[Vectors], None], parts: list[Vectors]) -> float:

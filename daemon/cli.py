@@ -252,6 +252,37 @@ def neighbours(
 
 
 @app.command()
+def score(
+    source: Annotated[str, typer.Argument(help="A node.")],
+    targets: Annotated[list[str], typer.Argument(help="Other nodes.")],
+    config: ConfigOption,
+    now: Annotated[
+        str, typer.Option(help="As of this moment, ISO 8601; the stream's own time may lie back.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Of a graph: where a node's next edge leads, by the released pair scorer."""
+    from actors.times import to_us
+    from daemon.reading import Reader
+
+    now_us = to_us(now, "iso") if now else time.time_ns() // 1000
+    found = Reader(_load(config)).score(source, list(dict.fromkeys(targets)), now_us)
+    found.sort(key=lambda each: -each[1])
+
+    def table() -> Table:
+        t = Table("node", "score", title=f"where the next edge of {source} leads")
+        for name, logit, known in found:
+            t.add_row(name, f"{logit:.3f}" if known else "not known")
+        return t
+
+    _say(
+        [{"node": n, "score": logit if known else None} for n, logit, known in found],
+        as_json,
+        table,
+    )
+
+
+@app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     """The releases that are on disk, newest first, with what they had to pass."""
     import msgspec

@@ -1,5 +1,6 @@
 """What the commands read from Redis, and the one thing they write to Kafka: `forget`."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 
 import kafka
 import kafka.errors
+import msgspec
 import numpy as np
 from redis.exceptions import RedisError
 
@@ -15,8 +17,8 @@ from actors.kafka_errors import translated
 from actors.redis_client import connect, explain
 from daemon.settings import Settings
 from schemas.errors import AfreshError, SinkDown
-from schemas.published import current_key, entity_key, group_key
-from schemas.records import F32
+from schemas.published import EDGE, current_key, encoder_key, entity_key, group_key
+from schemas.records import F32, category_hash
 
 FIELDS = ("vector", "release", "time_us", "count", "since")
 PAGE = 1000
@@ -86,6 +88,40 @@ class Reader:
             pipeline.hmget(entity_key(self._stream, generation, entity), FIELDS)
         return [_entity(values) for values in self._ask(pipeline.execute)]
 
+    def score(self, source: str, targets: list[str], now_us: int) -> list[tuple[str, float, bool]]:
+        """Of each target: its name, the logit of the source's next edge leading to it, whether it is known.
+
+        By the current release's graph `score`, from what both nodes' field `neighbours` holds."""
+        release: Any = self._ask(lambda: self._redis.hget(current_key(self._stream), "release"))
+        generation = self.generation()
+        found: Any = self._ask(
+            lambda: self._redis.hmget(
+                encoder_key(self._stream, int(release)), ["manifest", "score_onnx"]
+            )
+        )
+        manifest = msgspec.json.decode(found[0] or b"{}")
+        graph, wanted = found[1], manifest.get("score_sha256")
+        if not graph:
+            raise AfreshError(
+                f"{self._stream!r} scores no pairs: its release {int(release)} has no graph for it. Only streams "
+                'with stream.kind = "graph" do.'
+            )
+        if hashlib.sha256(graph).hexdigest() != wanted:
+            raise AfreshError(
+                f"The graph `score` of release {int(release)} in Redis is altered: its SHA-256 is not the "
+                "manifest's. The daemon writes it anew once `current` is gone or it is restarted."
+            )
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in (source, *targets):
+            pipeline.hget(entity_key(self._stream, generation, name), "neighbours")
+        own, *others = self._ask(pipeline.execute)
+        if own is None:
+            raise AfreshError(f"Redis has no node {source!r} in {self._stream!r}.")
+        known = [(name, edges) for name, edges in zip(targets, others, strict=True) if edges]
+        logits = scored(graph, (source, own), known, now_us) if known else []
+        by_name = dict(zip([name for name, _ in known], logits, strict=True))
+        return [(name, by_name.get(name, float("-inf")), name in by_name) for name in targets]
+
     def everything(self, cap: int = 1_000_000) -> tuple[list[str], F32]:
         """Names and vectors [N, D] of up to `cap` entities."""
         prefix = entity_key(self._stream, self.generation(), "")
@@ -130,6 +166,31 @@ class Reader:
             for i, e in zip(best, counts, strict=True)
         ]
         return found, len(names), len(names) >= cap
+
+
+def scored(
+    graph: bytes, source: tuple[str, bytes], targets: list[tuple[str, bytes]], now_us: int
+) -> list[float]:
+    """Logits of pairs of one node with each of some others; nodes are names with packed edges (EDGE)."""
+    from actors.encode import session
+
+    n = len(targets)
+    feed = _side("source", [source[1]] * n) | _side("target", [edges for _, edges in targets])
+    feed["source_id"] = np.full(n, category_hash(source[0]))
+    feed["target_id"] = np.array([category_hash(name) for name, _ in targets])
+    feed["now_us"] = np.full(n, now_us)
+    logits: list[float] = session(graph, 1).run(None, feed)[0].tolist()
+    return logits
+
+
+def _side(side: str, edges: list[bytes]) -> dict[str, Any]:
+    rows = [np.frombuffer(packed, EDGE) for packed in edges]
+    length = np.array([len(row) for row in rows])
+    padded = np.zeros((len(rows), max(int(length.max()), 1)), EDGE)
+    for at, row in enumerate(rows):
+        padded[at, : len(row)] = row
+    columns = {f"{side}_{name}": np.ascontiguousarray(padded[name]) for name in EDGE.names or ()}
+    return {**columns, f"{side}_length": length}
 
 
 def _entity(values: list[bytes | None]) -> dict[str, Any] | None:

@@ -16,7 +16,13 @@ from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
-from learning.config import EncoderConfig, GruConfig, LearnerConfig
+from learning.config import (
+    EncoderConfig,
+    GruConfig,
+    LearnerConfig,
+    NextInteractionConfig,
+    TemporalAttentionConfig,
+)
 from schemas.errors import AfreshError, SettingsError
 from schemas.records import StreamConfig
 
@@ -154,6 +160,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_graph(s: Settings) -> None:
+    _check_kind(s)
     if not s.stream.graph:
         if s.source.mirror_topic:
             raise SettingsError(
@@ -166,6 +173,28 @@ def _check_graph(s: Settings) -> None:
             "source.check_partition is false: the nodes of a graph are found in their partitions, by Kafka's "
             "murmur2 of their names. Key the topics by the edge's source, and remove it."
         )
+
+
+def _check_kind(s: Settings) -> None:
+    """Encoder and objectives are of the stream's kind."""
+    kind, graph = s.stream.kind, s.stream.graph
+    if isinstance(s.encoder, TemporalAttentionConfig) != graph:
+        encoders = '"temporal_attention"' if graph else '"gru" or "linear_recurrence"'
+        raise SettingsError(
+            f'encoder.name is "{_tag(s.encoder)}" and stream.kind is "{kind}", whose encoder is {encoders}. '
+            "Change one of them."
+        )
+    for objective in s.learner.objective if s.learner.enabled else ():
+        if isinstance(objective, NextInteractionConfig) != graph:
+            objectives = '"next_interaction"' if graph else '"coles", "vicreg", "bag" or "mlem"'
+            raise SettingsError(
+                f'learner.objective is "{_tag(objective)}" and stream.kind is "{kind}", which learns by '
+                f"{objectives}. Name that in [[learner.objective]]."
+            )
+
+
+def _tag(config: msgspec.Struct) -> str:
+    return str(config.__struct_config__.tag)
 
 
 def _expanded(value: object, key: str) -> object:

@@ -23,7 +23,7 @@ from learning.encoders.base import Encoder, RecurrentEncoder
 from learning.inline import check_inline
 from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
 from schemas.errors import ReleaseError
-from schemas.records import Windows
+from schemas.records import DIRECTION, NEIGHBOUR, Windows
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -33,7 +33,7 @@ OUTPUTS = {
     "score": ("score",),
 }
 EDGES = ("time_us", "numbers", "categories", "missing", "length")  # what `encode` reads of a node
-ENDS = ("time_us", "numbers", "categories", "length")  # what `score` reads of each of two nodes
+ENDS = ("time_us", "neighbour", "direction", "length")  # what `score` reads of each of two nodes
 PAIR = ("source_id", "target_id", "now_us")
 _BY_ROW = frozenset({"time_us", "numbers", "categories", "missing"})
 _templates: dict[tuple[str, str], onnx.ModelProto] = {}
@@ -59,10 +59,25 @@ class _Graph(nn.Module):
 
 def scored(encoder: Encoder, inputs: View) -> Tensor:
     """Logits [P] from the inputs of the graph `score`."""
-    source, target = (
-        {name: inputs[f"{side}_{name}"] for name in ENDS} for side in ("source", "target")
+    return encoder.score(
+        _side(inputs, "source"), _side(inputs, "target"), {name: inputs[name] for name in PAIR}
     )
-    return encoder.score(source, target, {name: inputs[name] for name in PAIR})
+
+
+def _side(inputs: View, side: str) -> View:
+    of = {name: inputs[f"{side}_{name}"] for name in ENDS}
+    columns = {"categories": of["neighbour"], "numbers": of["direction"]}
+    return of | {name: column.unsqueeze(2) for name, column in columns.items()}
+
+
+def ends(view: View, side: str) -> View:
+    """A view of nodes as the inputs of one side of the graph `score`."""
+    return {
+        f"{side}_time_us": view["time_us"],
+        f"{side}_neighbour": view["categories"][:, :, NEIGHBOUR].contiguous(),
+        f"{side}_direction": view["numbers"][:, :, DIRECTION].contiguous(),
+        f"{side}_length": view["length"],
+    }
 
 
 def inputs(graph: str, encoder: Encoder) -> tuple[str, ...]:
@@ -132,7 +147,9 @@ def fresh(encoder: Encoder, graph: str) -> onnx.ModelProto:
 
 def _by_row(name: str, graph: str) -> bool:
     """Whether an input has an axis of rows beside that of the batch."""
-    return graph != "step" and name.removeprefix("source_").removeprefix("target_") in _BY_ROW
+    if graph == "score":
+        return name.endswith(("_time_us", "_neighbour", "_direction"))
+    return graph == "encode" and name in _BY_ROW
 
 
 def _named(model: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
@@ -234,8 +251,8 @@ def _score_gap(
     newest = view["time_us"].amax(1)
     pair = {"source_id": ids, "target_id": ids[other]}
     pair["now_us"] = torch.maximum(newest, newest[other]) + 1
-    sides = {f"source_{name}": view[name] for name in ENDS}
-    sides |= {f"target_{name}": view[name][other].contiguous() for name in ENDS}
+    shifted = {name: view[name][other] for name in EDGES}
+    sides = ends(view, "source") | ends(shifted, "target")
     return _gap(run(score, {**sides, **pair})[0], scored(encoder.eval(), {**sides, **pair}))
 
 
@@ -295,8 +312,7 @@ def _example(encoder: Encoder, names: tuple[str, ...], graph: str) -> View:
             name: torch.cat([x, x[:, -1:]], 1) if name in _BY_ROW else x.clone()
             for name, x in source.items()
         }
-        sides = {f"source_{name}": source[name] for name in ENDS}
-        sides |= {f"target_{name}": longer[name] for name in ENDS}
+        sides = ends(source, "source") | ends(longer, "target")
         return {name: sides.get(name, torch.arange(3)) for name in names}
     b, t, shape = 3, min(5, encoder.config.window), encoder.shape
     at = () if graph == "step" else (t,)

@@ -1,6 +1,7 @@
 """The words for what is published: Redis keys and the manifest of a release. See docs/contract.md."""
 
 import msgspec
+import numpy as np
 
 from schemas.records import Field
 
@@ -23,6 +24,11 @@ def releases_key(stream: str) -> str:
 
 def group_key(stream: str, group: int) -> str:
     return f"afresh:{stream}:group:{group}"
+
+
+EDGE = np.dtype([("time_us", "<i8"), ("neighbour", "<i8"), ("direction", "<f4")])
+"""What a node's field `neighbours` holds, packed, of each of its edges, the oldest first: when, with whom
+(category_hash of the name), and 1.0 where the node is the edge's source. `score` reads two nodes' edges."""
 
 
 class Input(msgspec.Struct, frozen=True):

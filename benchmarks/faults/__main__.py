@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rich.table import Table
 from benchmarks.faults import brokers, disks, poison, processes, simulation, soak, stores
 from benchmarks.faults.outcome import Outcome, state_differs
 from benchmarks.faults.service import Service, service
-from benchmarks.items import Item, shown
+from benchmarks.items import Item, at_most
 from daemon import servers
 from daemon.children import Server
 
@@ -66,6 +67,20 @@ def faults(rounds: int) -> dict[str, tuple[Fault, int]]:
     }
 
 
+def graph_faults(rounds: int) -> dict[str, tuple[Fault, int]]:
+    """Those in which edges could get lost, or count twice, between the groups of their two nodes."""
+    some, few = max(rounds // MOST, 1), max(rounds // FEW, 1)
+    return {
+        "graph-kill": (partial(processes.kill_actor, what="ShardProcess"), rounds),
+        "graph-kill-daemon": (processes.kill_driver, some),
+        "graph-kafka-kill": (brokers.killed, some),
+        "graph-kafka-stop": (brokers.stopped, some),
+        "graph-freeze": (processes.freeze_daemon, few),
+        "graph-sigterm": (processes.stop_under_load, some),
+        "graph-rescale": (processes.rescale, few),
+    }
+
+
 def many(folder: Path, kafka: Server, redis: Server, rounds: int) -> Outcome:
     """10,000 entities: how long until a killed shard has restored them and serves again."""
     with service(folder, kafka, redis, entities=10_000, topic="many") as of:
@@ -84,6 +99,19 @@ def table(outcomes: list[Outcome]) -> Table:
             f"{o.worst:.1e}", f"{o.recover_s:.1f}", o.note,
         )  # fmt: skip
     return out
+
+
+def one_by_one(
+    of: Service, chosen: dict[str, tuple[Fault, int]], done: Callable[[Outcome], None]
+) -> list[Item]:
+    """All faults, then a clean end: what was snapshotted is what was sent."""
+    for seed, (fault, n) in enumerate(chosen.values()):
+        done(fault(of, n, seed))
+    code, differs = of.stop(), state_differs(of)
+    return [
+        at_most(f"{of.topic}: exit code after SIGTERM", code, "", 0),
+        at_most(f"{of.topic}: entities whose state is not what was sent", len(differs), "", 0),
+    ]
 
 
 def every(
@@ -108,13 +136,13 @@ def every(
                 )
                 del chosen["disk-full"]
             with service(folder / "service", kafka, redis) as of:
-                for seed, (fault, n) in enumerate(chosen.values()):
-                    done(fault(of, n, seed))
-                code, differs = of.stop(), state_differs(of)
-            items.append(shown("exit code after SIGTERM", code, ""))
-            items[-1] |= {"bar": 0.0, "ok": code == 0}
-            items.append(shown("entities whose state is not what was sent", len(differs), ""))
-            items[-1] |= {"bar": 0.0, "ok": not differs}
+                items += one_by_one(of, chosen, done)
+        chosen = {name: fault for name, fault in graph_faults(rounds).items() if name in wanted}
+        if chosen:
+            with service(folder / "graph", kafka, redis, topic="graph", graph=True) as of:
+                items += one_by_one(
+                    of, chosen, lambda o: done(replace(o, fault=f"graph: {o.fault}"))
+                )
         if "many" in wanted:
             done(many(folder / "many", kafka, redis, max(rounds // FEW, 1)))
         if "soak" in wanted:
@@ -127,7 +155,7 @@ def every(
 def main(asked: list[str]) -> None:
     out = Console(width=150)
     rounds = int(os.environ.get("AFRESH_ROUNDS", "20"))
-    known = [*faults(rounds), "many", "simulation", "soak"]
+    known = [*faults(rounds), *graph_faults(rounds), "many", "simulation", "soak"]
     if unknown := set(asked) - set(known):
         out.print(f"No fault {', '.join(sorted(unknown))}; there are: {', '.join(known)}.")
         sys.exit(2)

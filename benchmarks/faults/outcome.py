@@ -12,6 +12,7 @@ import kafka
 import numpy as np
 
 from actors.decode import make_decoder
+from actors.edges import Edges
 from actors.embed import encode_anew
 from actors.encode import Release
 from actors.snapshot import newest, restore
@@ -84,6 +85,8 @@ def from_scratch(of: Service) -> State:
     keys, values = [k for k, _ in of.sent], [v for _, v in of.sent]
     decoded, bad = decoder.decode(0, offsets, offsets, keys, values)
     assert not bad
+    if s.stream.graph:
+        decoded = Edges(s.stream.shape, 0, 1, 1, 1, {}).spread(0, decoded).here
     state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(of.counts) + 64)
     state.apply(decoded)
     return state

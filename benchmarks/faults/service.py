@@ -37,6 +37,7 @@ SETTINGS = """
 name = "{topic}"
 state_dir = "{folder}/state"
 [stream]
+{kind}
 entity = "who"
 time = "at"
 time_unit = "s"
@@ -60,19 +61,17 @@ max_memory_mb = 64
 shards = {shards}
 snapshot_every_s = 1
 [encoder]
-name = "gru"
+{encoder}
 dim = 8
 hidden = 8
 window = 16
-category_dim = 4
-bucket_bits = 6
 [learner]
 min_entities = 16
 batch_entities = 16
 held_out_share = 0.0
 updates_per_record = 0.2
 [[learner.objective]]
-name = "coles"
+{objective}
 [release]
 first_s = 1
 every_s = 8
@@ -84,6 +83,16 @@ steady_s = 2
 [http]
 port = 0
 """
+EVENTS = (
+    ("{kind}", ""),
+    ("{encoder}", 'name = "gru"\ncategory_dim = 4\nbucket_bits = 6'),
+    ("{objective}", 'name = "coles"'),
+)
+GRAPH = (
+    ("{kind}", 'kind = "graph"\nneighbour = "whom"'),
+    ("{encoder}", 'name = "temporal_attention"'),
+    ("{objective}", 'name = "next_interaction"'),
+)
 Found = dict[str, tuple[int, int, Any]]
 """entity -> (count, release, vector)"""
 
@@ -98,6 +107,7 @@ class Service:
     entities: int = 40
     shards: int = 2
     topic: str = "faults"
+    graph: bool = False  # records are edges from their entity to another one
     sent: list[tuple[bytes, bytes]] = field(default_factory=list)
     bad: set[tuple[str, int, int]] = field(default_factory=set)  # (topic, partition, offset)
     counts: Counter[str] = field(default_factory=Counter)
@@ -106,7 +116,10 @@ class Service:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        servers.create_topics(self.kafka.address, {self.topic: GROUPS, f"{self.topic}.dlq": 1})
+        topics = {self.topic: GROUPS, f"{self.topic}.dlq": 1}
+        if self.graph:
+            topics[f"{self.topic}.mirror"] = GROUPS
+        servers.create_topics(self.kafka.address, topics)
         self.config, self.log = self.folder / "faults.toml", self.folder / "daemon.log"
         self.configure(shards=self.shards)
         self._producer = kafka.KafkaProducer(
@@ -118,7 +131,10 @@ class Service:
 
     def configure(self, shards: int, *changes: tuple[str, str]) -> None:
         """Writes the settings for the next start, with texts replaced."""
-        text = SETTINGS.format(
+        text = SETTINGS
+        for old, new in GRAPH if self.graph else EVENTS:
+            text = text.replace(old, new)
+        text = text.format(
             folder=self.folder, kafka=self.kafka.address, redis=f"redis://{self.redis.address}",
             topic=self.topic, shards=shards,
         )  # fmt: skip
@@ -257,6 +273,8 @@ class Service:
         for number, who in enumerate(names, len(self.sent)):
             value: dict[str, Any] = {"who": who, "at": 1_600_000_000 + 7 * number, "id": number}
             value["what"] = f"c{self._rng.randrange(6)}"
+            if self.graph:
+                value["whom"] = f"e{self._rng.randrange(self.entities)}"
             if self._rng.random() < 0.9:
                 value["amount"] = self._rng.gauss(0, 50)
             pairs.append((who.encode(), msgspec.json.encode(value)))
@@ -266,6 +284,9 @@ class Service:
         """These were sent, and are to be counted."""
         self.sent += pairs
         self.counts.update(key.decode() for key, _ in pairs)
+        if self.graph:  # an edge counts on either side, a loop once
+            ends = ((key.decode(), msgspec.json.decode(value)["whom"]) for key, value in pairs)
+            self.counts.update(far for near, far in ends if far != near)
 
     def send_bad(self, *values: bytes) -> None:
         """Records that no decoder takes."""
