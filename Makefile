@@ -12,7 +12,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check format lock bench quality-events test-faults env servers clean
+.PHONY: help demo test check format lock bench quality-events quality-graph test-faults env servers clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,12 +40,18 @@ quality-events: env servers ## measure what the embeddings know; AFRESH_DATA nam
 	@test -n "$$AFRESH_DATA" || { echo "Say where the data are: make $@ AFRESH_DATA=folder" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.quality_events $(ARGS)
 
+quality-graph: env ## measure what a graph's model knows; AFRESH_DATA names the data folder
+	@test -n "$$AFRESH_DATA" || { echo "Say where the data are: make $@ AFRESH_DATA=folder" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.quality_graph $(ARGS)
+
 test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
 lock: env ## pin the newest versions anew; then: make servers test
 	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.txt
 	echo uv | $(LOCK) --upgrade - -o deploy/requirements-uv.txt
+	printf 'torch-geometric\ntorch\n' | $(LOCK) --upgrade --constraint requirements.txt - \
+	  -o benchmarks/requirements-tgn.txt
 	$(BIN)/python -m daemon.jars lock
 
 env: $(VENV)/.afresh ## create .venv with every pinned package

@@ -1,6 +1,6 @@
 """A release in ONNX Runtime: windows in, unit vectors and recurrent states out. No torch here.
 
-On disk a release is the folder `<state>/<stream>/releases/<r>` of encode.onnx and step.onnx, its manifest
+On disk a release is the folder `<state>/<stream>/releases/<r>` of its graphs (encode.onnx, ...), its manifest
 holding a schemas.published.Manifest; the file `releases/current` names the one to serve."""
 
 import os
@@ -20,7 +20,7 @@ from schemas.records import F32, F64, I64, Rows
 
 log = structlog.get_logger()
 CURRENT = "current"
-ENCODE, STEP = "encode.onnx", "step.onnx"
+GRAPHS = ("encode", "step", "score")  # a release holds `encode` and one of the others
 
 
 def current_swap(releases: Path) -> tuple[int, int]:
@@ -66,12 +66,17 @@ def usable_release(releases: Path) -> int:
     )
 
 
-def read_release(folder: Path) -> tuple[Manifest, bytes, bytes]:
-    """Manifest and both graphs. Raises ReleaseError unless their SHA-256 are the manifest's."""
+def file_of(graph: str) -> str:
+    return f"{graph}.onnx"
+
+
+def read_release(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Manifest and graphs by name. Raises ReleaseError unless their SHA-256 are the manifest's."""
     try:
         found = Folder.open(folder)
         manifest = msgspec.convert(found.meta, Manifest)
-        return manifest, found.read(ENCODE), found.read(STEP)
+        there = [graph for graph in GRAPHS if getattr(manifest, f"{graph}_sha256")]
+        return manifest, {graph: found.read(file_of(graph)) for graph in there}
     except (SnapshotError, msgspec.ValidationError) as error:
         raise ReleaseError(f"{folder}: the release cannot be used: {error}") from error
 
@@ -101,12 +106,13 @@ class Release:
 
     manifest: Manifest
     encode_session: ort.InferenceSession
-    step_session: ort.InferenceSession
+    step_session: ort.InferenceSession | None  # None: every vector is encoded anew
 
     @classmethod
     def load(cls, folder: Path, threads: int = 1) -> "Release":
-        manifest, encode, step = read_release(folder)
-        return cls(manifest, session(encode, threads), session(step, threads))
+        manifest, graphs = read_release(folder)
+        step = session(graphs["step"], threads) if "step" in graphs else None
+        return cls(manifest, session(graphs["encode"], threads), step)
 
     @property
     def number(self) -> int:
@@ -115,7 +121,7 @@ class Release:
     def encode(self, rows: Rows, lengths: I64, totals: F64, first_us: I64) -> tuple[F32, F32]:
         """The anchor rule's vectors of windows padded to [B, T, ...]: from a zero state, first Δt zero.
 
-        Returns embeddings [B, D] and states [B, H]."""
+        Returns embeddings [B, D] and states [B, H] (H = 0 where nothing recurs)."""
         b = len(lengths)
         feed = {
             "time_us": rows.time_us,
@@ -128,15 +134,14 @@ class Release:
             "first_us": first_us,
             "state": np.zeros((b, self.manifest.state), np.float32),
         }
-        embedding, state = self.encode_session.run(
-            None, {i.name: feed[i.name] for i in self.manifest.encode}
-        )
-        return embedding, state
+        found = self.encode_session.run(None, {i.name: feed[i.name] for i in self.manifest.encode})
+        return found[0], found[1] if len(found) > 1 else np.zeros((b, 0), np.float32)
 
     def step(
         self, rows: Rows, previous_us: I64, totals: F64, first_us: I64, state: F32
     ) -> tuple[F32, F32]:
         """One more record for each of B entities: embeddings [B, D] and states [B, H]."""
+        assert self.step_session is not None
         feed = {
             "time_us": rows.time_us,
             "numbers": rows.numbers,

@@ -1,11 +1,12 @@
 """What the publisher asks of encoders and graphs: vectors of many windows, and a graph's interface."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.encode import session
+from actors.encode import file_of, session
 from schemas.published import Input
 from schemas.records import Windows
 
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.contract import View
-    from learning.encoders.base import RecurrentEncoder
+    from learning.encoders.base import Encoder
 
 
-def of_encoder(encoder: "RecurrentEncoder", windows: Windows) -> "Tensor":
+def of_encoder(encoder: "Encoder", windows: Windows) -> "Tensor":
     import torch
 
     def run(view: "View") -> "Tensor":
@@ -59,3 +60,16 @@ def interface(graph: bytes) -> tuple[tuple[Input, ...], tuple[Input, ...]]:
         )
 
     return described(loaded.get_inputs()), described(loaded.get_outputs())
+
+
+def described(graphs: Mapping[str, bytes]) -> dict[str, Any]:
+    """What a manifest says of each graph."""
+    out: dict[str, Any] = {}
+    for graph, data in graphs.items():
+        out[graph], out[f"{graph}_out"] = interface(data)
+        out[f"{graph}_sha256"] = hashlib.sha256(data).hexdigest()
+    return out
+
+
+def files(graphs: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+    return [(file_of(graph), data) for graph, data in graphs.items()]

@@ -226,11 +226,8 @@ class Learn:
         released = {k: v.contiguous() for k, v in self._learner.released().state_dict().items()}
         yield ENCODER_FILE, safetensors.torch.save(released)
         resident = max(RESIDENT, 10 * self._dim)  # fewer rows than that, and a rotation overfits
-        for file, kept, most in (
-            (RESIDENT_FILE, self._learner.replay, resident),
-            (HELD_OUT_FILE, self._learner.held, HELD_OUT),
-        ):
-            arrays = kept.newest(most).arrays()
+        for file, held, most in ((RESIDENT_FILE, False, resident), (HELD_OUT_FILE, True, HELD_OUT)):
+            arrays = self._learner.windows(most, held=held).arrays()
             yield (
                 file,
                 safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in arrays.items()}),

@@ -3,7 +3,6 @@
 export > rotation onto the served release > ONNX checker > parity > files > `encoder:<release>` > `current`.
 A release that a check refuses keeps its files in `refused/` and changes nothing for anybody."""
 
-import hashlib
 import resource
 import shutil
 import time
@@ -17,14 +16,12 @@ import structlog
 from msgspec import Meta
 
 from actors.encode import (
-    ENCODE,
-    STEP,
     current_release,
     read_release,
     session,
     set_current,
 )
-from actors.graphs import in_parts, interface, of_encoder, some
+from actors.graphs import described, files, in_parts, of_encoder, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
 from actors.shard import resident_bytes
@@ -197,15 +194,15 @@ class Publish:
                 neighbours = compatibility.neighbour_overlap(mine, theirs)
                 overlaps[key] = Overlap(other, len(held_out), cosine, neighbours)
         metadata = {"stream": self._name, "release": str(number), "generation": str(generation)}
-        encode, step = export.export(encoder, metadata)
-        worst = export.parity(encoder, encode, step, some(resident, 64))
+        graphs = export.export(encoder, metadata)
+        worst = export.parity(encoder, graphs, some(resident, 64))
         gate = Gate("parity", worst, self._config.parity, worst <= self._config.parity)
-        manifest = self._manifest_of(encode, step, number, generation, snapshot, gate, overlaps)
+        manifest = self._manifest_of(graphs, number, generation, snapshot, gate, overlaps)
         root = self._releases if gate.ok else self._refused
         write_folder(
             root,
             str(number),
-            [(ENCODE, encode), (STEP, step)],
+            files(graphs),
             lambda: msgspec.to_builtins(manifest),
         )
         if not gate.ok:
@@ -217,16 +214,13 @@ class Publish:
 
     def _manifest_of(
         self,
-        encode: bytes,
-        step: bytes,
+        graphs: dict[str, bytes],
         number: int,
         generation: int,
         snapshot: Folder,
         gate: Gate,
         overlaps: dict[str, Overlap],
     ) -> Manifest:
-        encode_in, encode_out = interface(encode)
-        step_in, step_out = interface(step)
         return Manifest(
             stream=self._name,
             release=number,
@@ -242,12 +236,7 @@ class Publish:
             categories=tuple(f.name for f in self._stream.categories),
             session_gap_us=self._stream.shape.session_gap_us,
             state=self._encoder.state,
-            encode=encode_in,
-            encode_out=encode_out,
-            step=step_in,
-            step_out=step_out,
-            encode_sha256=hashlib.sha256(encode).hexdigest(),
-            step_sha256=hashlib.sha256(step).hexdigest(),
+            **described(graphs),
             snapshot=snapshot.path.name,
             updates=snapshot.meta["updates"],
             gates=(gate,),
@@ -259,8 +248,8 @@ class Publish:
         """What a release that is on disk makes of the windows. [B, D]"""
         from learning import export
 
-        _, encode, _ = read_release(self._releases / str(release))
-        loaded = session(encode, 1)
+        _, graphs = read_release(self._releases / str(release))
+        loaded = session(graphs["encode"], 1)
         return in_parts(windows, self._encoder.state, lambda view: export.run(loaded, view)[0])
 
     def _manifest(self, release: int) -> Manifest:
@@ -294,7 +283,7 @@ class Publish:
     def _put(self, release: int, *, needed: bool) -> None:
         """`encoder:<release>`, from disk. One that is damaged there is passed over, unless `needed`."""
         try:
-            manifest, encode, step = read_release(self._releases / str(release))
+            manifest, found = read_release(self._releases / str(release))
         except ReleaseError as error:
             if needed:
                 raise
@@ -302,10 +291,9 @@ class Publish:
             return
         text = msgspec.json.encode(manifest).decode()
         graphs: dict[str, Value] = {
-            "onnx": encode,
-            "step_onnx": step,
-            "sha256": manifest.encode_sha256,
+            "onnx" if graph == "encode" else f"{graph}_onnx": data for graph, data in found.items()
         }
+        graphs["sha256"] = manifest.encode_sha256
         self._sink.publish_release(release, manifest.generation, graphs, text, self._epoch)
         self._there.add(release)
 

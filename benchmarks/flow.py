@@ -1,6 +1,5 @@
 """The stream that the benchmarks of the shard read: nine fields, made up; and a release to serve it with."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.encode import ENCODE, STEP, set_current
-from actors.graphs import interface
+from actors.encode import set_current
+from actors.graphs import described, files
 from actors.snapshot import write_folder
 from learning import encoders, export
 from learning.config import GruConfig
-from learning.encoders.base import RecurrentEncoder
+from learning.encoders.base import Encoder
 from schemas.published import Manifest
 from schemas.records import I64, Decoded, Field, FieldType, Rows, StreamConfig, category_hash
 
@@ -104,7 +103,7 @@ def history(entities: int = ENTITIES) -> Decoded:
     return Decoded(rows, whose, np.zeros(n, np.bool_), np.zeros(n, np.int64))
 
 
-def untrained(seed: int) -> RecurrentEncoder:
+def untrained(seed: int) -> Encoder:
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     return encoders.build(ENCODER, STREAM.shape).eval()
@@ -112,16 +111,13 @@ def untrained(seed: int) -> RecurrentEncoder:
 
 def release(releases: Path, number: int) -> None:
     """Writes an untrained release and names it as current."""
-    encode, step = export.export(untrained(number), {"release": str(number)})
-    (encode_in, encode_out), (step_in, step_out) = interface(encode), interface(step)
+    graphs = export.export(untrained(number), {"release": str(number)})
     manifest = Manifest(
         stream="bench", release=number, generation=1, created_us=number, dim=ENCODER.dim,
         window=ENCODER.window, entity=STREAM.entity, time=STREAM.time, time_unit=STREAM.time_unit,
         fields=STREAM.field, numbers=NUMBERS, categories=CATEGORIES,
         session_gap_us=STREAM.shape.session_gap_us, state=ENCODER.state,
-        encode=encode_in, encode_out=encode_out, step=step_in, step_out=step_out,
-        encode_sha256=hashlib.sha256(encode).hexdigest(), step_sha256=hashlib.sha256(step).hexdigest(),
+        **described(graphs),
     )  # fmt: skip
-    files = [(ENCODE, encode), (STEP, step)]
-    write_folder(releases, str(number), files, lambda: msgspec.to_builtins(manifest))
+    write_folder(releases, str(number), files(graphs), lambda: msgspec.to_builtins(manifest))
     set_current(releases, number)

@@ -107,7 +107,7 @@ def measure() -> list[dict[str, Any]]:
         for _ in range(ROUNDS):
             mine.append(ours(windows))
             try:
-                theirs.append(reference.entities_per_s(columns))
+                theirs.append(reference.LIFESTREAM.measure(columns, "entities_per_s"))
             except reference.Missing as error:
                 why = str(error)
                 break

@@ -130,7 +130,7 @@ def run_lifestream(bench: Bench) -> list[dict[str, Any]]:
     }  # fmt: skip
     try:
         bench.console.print("[dim]pytorch-lifestream: 30 epochs, some 10 minutes once[/dim]")
-        answer = np.load(reference.ask("train", columns, ".npz"))
+        answer = np.load(reference.LIFESTREAM.ask("train", columns, ".npz"))
     except reference.Missing as why:
         bench.console.print(f"Without {PTLS}: {why}")
         return []

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from learning.config import EncoderConfig, LearnerConfig
-from learning.encoders.base import RecurrentEncoder
+from learning.encoders.base import Encoder
 from learning.kinds.events import subset
 from learning.learner import Learner
 from learning.student import embed
@@ -24,7 +24,7 @@ def procrustes(new_BD: Tensor, old_BD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rotate(encoder: RecurrentEncoder, r_DD: Tensor) -> None:
+def rotate(encoder: Encoder, r_DD: Tensor) -> None:
     """Folds the rotation into the last linear layer: its vectors become z @ R."""
     for p in (encoder.out.weight, encoder.out.bias):
         p.copy_((r_DD.T.to(p.device) @ p.double()).to(p.dtype))

@@ -58,7 +58,28 @@ class LinearRecurrenceConfig(
     """A gated linear recurrence, parallel in training: `name = "linear_recurrence"`."""
 
 
-EncoderConfig = GruConfig | LinearRecurrenceConfig
+class TemporalAttentionConfig(
+    EncoderBase, frozen=True, forbid_unknown_fields=True, tag="temporal_attention"
+):
+    """Attention over a node's most recent edges, for graphs: `name = "temporal_attention"`."""
+
+    window: Annotated[int, Meta(ge=4, le=4096)] = 20  # K: most recent edges of a node
+    heads: Annotated[int, Meta(ge=1, le=64)] = 2
+    neighbour_ids: bool = False  # neighbours' hashed names are an input of the vector
+    pair_hidden: Annotated[int, Meta(ge=1, le=4096)] = 32  # width of the pair scorer's tokens
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden % self.heads:
+            raise refuse("encoder.hidden", self.hidden, f"it must be a multiple of {self.heads}")
+
+    @property
+    def state(self) -> int:
+        """Nothing recurs."""
+        return 0
+
+
+EncoderConfig = GruConfig | LinearRecurrenceConfig | TemporalAttentionConfig
 
 
 class ObjectiveBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
@@ -110,7 +131,24 @@ class MlemConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="ml
     bucket_bits: Annotated[int, Meta(ge=1, le=16)] = 8  # of the predicted category, its lowest
 
 
-ObjectiveConfig = ColesConfig | VicregConfig | BagConfig | MlemConfig
+class NextInteractionConfig(
+    ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="next_interaction"
+):
+    """Which node does the next edge of a node lead to: contrast with other nodes (graphs)."""
+
+    historical: Annotated[int, Meta(ge=0, le=256)] = 10  # earlier neighbours of the source
+    matched: Annotated[int, Meta(ge=0, le=256)] = 5  # ends of recent edges: busy nodes more often
+    random: Annotated[int, Meta(ge=0, le=256)] = 5  # any known nodes
+    temperature: Positive = 0.2
+    vectors: Annotated[float, Meta(ge=0)] = 1.0  # weight of the contrast of vectors
+    pairs: Annotated[float, Meta(ge=0)] = 1.0  # ... and of the pair scorer's
+
+    def __post_init__(self) -> None:
+        if not self.historical + self.matched + self.random:
+            raise refuse("learner.objective.random", 0, "a contrast needs at least one negative")
+
+
+ObjectiveConfig = ColesConfig | VicregConfig | BagConfig | MlemConfig | NextInteractionConfig
 
 
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,7 +3,7 @@
 Suffixes of tensors: B entities of a batch, M rows of a view, T time, D dimension of the vector.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -73,8 +73,12 @@ class Needs(NamedTuple):
         )
 
 
-Encode: TypeAlias = Callable[[View], Output]
-"""Student or teacher, as an objective sees it: the same view twice is computed once."""
+class Encode(Protocol):
+    """Student or teacher, as an objective sees it: the same view twice is computed once."""
+
+    def __call__(self, view: View, /) -> Output: ...
+    def score(self, source: View, target: View, pair: View) -> Tensor:
+        """Logits [P] of pairs of nodes, where the encoder is one of graphs."""
 
 
 class Kind(Protocol):

@@ -19,15 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from learning.contract import View
-from learning.encoders.base import RecurrentEncoder
+from learning.encoders.base import Encoder, RecurrentEncoder
 from learning.inline import check_inline
 from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
 from schemas.errors import ReleaseError
-from schemas.records import Shape, Windows
+from schemas.records import Windows
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
-OUTPUTS = ("embedding", "new_state")
+OUTPUTS = {
+    "encode": ("embedding", "new_state"),
+    "step": ("embedding", "new_state"),
+    "score": ("score",),
+}
+EDGES = ("time_us", "numbers", "categories", "missing", "length")  # what `encode` reads of a node
+ENDS = ("time_us", "numbers", "categories", "length")  # what `score` reads of each of two nodes
+PAIR = ("source_id", "target_id", "now_us")
 _BY_ROW = frozenset({"time_us", "numbers", "categories", "missing"})
 _templates: dict[tuple[str, str], onnx.ModelProto] = {}
 
@@ -35,34 +42,54 @@ _templates: dict[tuple[str, str], onnx.ModelProto] = {}
 class _Graph(nn.Module):
     """The encoder with its inputs by position, as a graph has them."""
 
-    def __init__(self, encoder: RecurrentEncoder, graph: str) -> None:
+    def __init__(self, encoder: Encoder, graph: str) -> None:
         super().__init__()
         self.encoder = encoder
         self.graph = graph
-        self.names = inputs(graph, encoder.shape)
+        self.names = inputs(graph, encoder)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         view = dict(zip(self.names, tensors, strict=True))
+        if self.graph == "score":
+            return (scored(self.encoder, view),)
         run = self.encoder if self.graph == "encode" else self.encoder.step
         z_BD, _, extra = run(view)
-        return z_BD, extra["state"]
+        return (z_BD, extra["state"]) if "state" in extra else (z_BD,)
 
 
-def inputs(graph: str, shape: Shape) -> tuple[str, ...]:
+def scored(encoder: Encoder, inputs: View) -> Tensor:
+    """Logits [P] from the inputs of the graph `score`."""
+    source, target = (
+        {name: inputs[f"{side}_{name}"] for name in ENDS} for side in ("source", "target")
+    )
+    return encoder.score(source, target, {name: inputs[name] for name in PAIR})
+
+
+def inputs(graph: str, encoder: Encoder) -> tuple[str, ...]:
     """Names of a graph's inputs, in order; those without columns are left out."""
+    shape = encoder.shape
+    if graph == "score":
+        return (*(f"{side}_{name}" for side in ("source", "target") for name in ENDS), *PAIR)
     gone = set() if shape.numbers else {"numbers"}
     if not shape.categories:
         gone |= {"categories", "missing"}
     names = ENCODE_INPUTS if graph == "encode" else STEP_INPUTS
+    if "step" not in encoder.graphs:
+        names = EDGES
     return tuple(name for name in names if name not in gone)
 
 
-def export(encoder: RecurrentEncoder, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
-    """The `encode` and the `step` graph as ONNX bytes, checked, with `metadata_props`."""
-    return _one(encoder, "encode", metadata), _one(encoder, "step", metadata)
+def outputs(graph: str, encoder: Encoder) -> tuple[str, ...]:
+    names = OUTPUTS[graph]
+    return names if graph == "score" or "step" in encoder.graphs else names[:1]
 
 
-def _one(encoder: RecurrentEncoder, graph: str, metadata: Mapping[str, str]) -> bytes:
+def export(encoder: Encoder, metadata: Mapping[str, str]) -> dict[str, bytes]:
+    """The encoder's graphs (`encode`, and `step` or `score`) as checked ONNX, with `metadata_props`."""
+    return {graph: _one(encoder, graph, metadata) for graph in encoder.graphs}
+
+
+def _one(encoder: Encoder, graph: str, metadata: Mapping[str, str]) -> bytes:
     config = f"{msgspec.json.encode(encoder.config)!r} {encoder.shape}"
     template = _templates.get((graph, config))
     if template is None:
@@ -75,13 +102,13 @@ def _one(encoder: RecurrentEncoder, graph: str, metadata: Mapping[str, str]) -> 
     return data
 
 
-def fresh(encoder: RecurrentEncoder, graph: str) -> onnx.ModelProto:
+def fresh(encoder: Encoder, graph: str) -> onnx.ModelProto:
     """The graph traced anew; takes seconds."""
     module = _Graph(encoder, graph).eval()
     args = tuple(_example(encoder, module.names, graph).values())
     free = [{0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for _ in args]
     for name, axes in zip(module.names, free, strict=True):
-        if graph == "step" or name not in _BY_ROW:
+        if not _by_row(name, graph):
             del axes[1]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -93,19 +120,24 @@ def fresh(encoder: RecurrentEncoder, graph: str) -> onnx.ModelProto:
             optimize=False,
             verbose=False,
             input_names=list(module.names),
-            output_names=[f"out_{name}" for name in OUTPUTS],
+            output_names=[f"out_{name}" for name in outputs(graph, encoder)],
             dynamic_shapes=(tuple(free),),
         )
     assert program is not None
-    model = _named(program.model_proto)
+    model = _named(program.model_proto, outputs(graph, encoder))
     _assert_free_axes(model, graph)
     _assert_plain(model)
     return model
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+def _by_row(name: str, graph: str) -> bool:
+    """Whether an input has an axis of rows beside that of the batch."""
+    return graph != "step" and name.removeprefix("source_").removeprefix("target_") in _BY_ROW
+
+
+def _named(model: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
     """Gives the outputs their names; a value inside that has one (of torch's) is renamed."""
-    names = {name: f"inner_{name}" for name in OUTPUTS} | {f"out_{n}": n for n in OUTPUTS}
+    names = {name: f"inner_{name}" for name in outputs} | {f"out_{n}": n for n in outputs}
     for node in model.graph.node:
         node.ClearField("metadata_props")  # torch's stack traces
         node.ClearField("doc_string")
@@ -116,7 +148,7 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def swapped(template: onnx.ModelProto, encoder: RecurrentEncoder) -> onnx.ModelProto:
+def swapped(template: onnx.ModelProto, encoder: Encoder) -> onnx.ModelProto:
     """The template with the encoder's weights and buffers."""
     model = onnx.ModelProto()
     model.CopyFrom(template)
@@ -131,26 +163,31 @@ def swapped(template: onnx.ModelProto, encoder: RecurrentEncoder) -> onnx.ModelP
                 raise ReleaseError(f"{name} is {array.shape}, the graph has {initialiser.dims}.")
             initialiser.CopyFrom(onnx.numpy_helper.from_array(array, initialiser.name))
     lost = {name for name in state if not name.startswith("log_variance.")} - found
+    if "score" in encoder.graphs:  # each of its graphs holds its own part
+        of_pairs = any(name.startswith("pairs.") for name in found)
+        lost = {name for name in lost if name.startswith("pairs.") == of_pairs}
     if lost:
         raise ReleaseError(f"The exported graph lacks {sorted(lost)}: it cannot carry new weights.")
     return model
 
 
-def parity(
-    encoder: RecurrentEncoder, encode_onnx: bytes, step_onnx: bytes, windows: Windows
-) -> float:
-    """Largest difference between ONNX Runtime and PyTorch, at ≥ 3 shapes of both graphs, and
+def parity(encoder: Encoder, graphs: Mapping[str, bytes], windows: Windows) -> float:
+    """Largest difference between ONNX Runtime and PyTorch, at ≥ 3 shapes of each graph, and
     between stepping over a window and encoding it. `windows`: some, the longer the better."""
-    encode, step = session(encode_onnx), session(step_onnx)
     view = pad(windows, encoder.config.state)
     longest = view["time_us"].shape[1]
-    worst = 0.0
+    encode, worst = session(graphs["encode"]), 0.0
     for size in sorted({1, 2, min(3, len(windows)), len(windows)}):
         for length in sorted({1, max(1, longest // 2), longest}):
             part = _trimmed(view, size, length)
             worst = max(worst, _encode_gap(encoder, encode, part))
-    worst = max(worst, _step_gap(encoder, step, _trimmed(view, len(windows), longest)))
-    return max(worst, _step_gap(encoder, step, _trimmed(view, 1, longest)))
+            if "score" in graphs:
+                worst = max(worst, _score_gap(encoder, session(graphs["score"]), part, windows))
+    if isinstance(encoder, RecurrentEncoder):
+        step = session(graphs["step"])
+        for size in (1, len(windows)):
+            worst = max(worst, _step_gap(encoder, step, _trimmed(view, size, longest)))
+    return worst
 
 
 def session(model: bytes) -> ort.InferenceSession:
@@ -163,9 +200,9 @@ def session(model: bytes) -> ort.InferenceSession:
 
 
 def run(of: ort.InferenceSession, view: View) -> list[npt.NDArray[np.float32]]:
-    """Embedding and new state; takes of the view what the graph has as inputs."""
+    """The graph's outputs; takes of the view what it has as inputs."""
     result: list[npt.NDArray[np.float32]] = of.run(
-        list(OUTPUTS), {i.name: view[i.name].numpy() for i in of.get_inputs()}
+        None, {i.name: view[i.name].numpy() for i in of.get_inputs()}
     )
     return result
 
@@ -180,10 +217,26 @@ def _trimmed(view: View, size: int, length: int) -> View:
 
 
 @torch.no_grad()
-def _encode_gap(encoder: RecurrentEncoder, encode: ort.InferenceSession, view: View) -> float:
+def _encode_gap(encoder: Encoder, encode: ort.InferenceSession, view: View) -> float:
     z_BD, _, extra = encoder.eval()(view)
-    got_z, got_state = run(encode, view)
-    return max(_gap(got_z, z_BD), _gap(got_state, extra["state"]))
+    wanted = [z_BD, extra["state"]] if "state" in extra else [z_BD]
+    return max(_gap(g, w) for g, w in zip(run(encode, view), wanted, strict=True))
+
+
+@torch.no_grad()
+def _score_gap(
+    encoder: Encoder, score: ort.InferenceSession, view: View, windows: Windows
+) -> float:
+    """Of every node with the next one, at the moment after both."""
+    n = len(view["length"])
+    other = torch.roll(torch.arange(n), 1)
+    ids = torch.from_numpy(windows.entity[:n].copy())
+    newest = view["time_us"].amax(1)
+    pair = {"source_id": ids, "target_id": ids[other]}
+    pair["now_us"] = torch.maximum(newest, newest[other]) + 1
+    sides = {f"source_{name}": view[name] for name in ENDS}
+    sides |= {f"target_{name}": view[name][other].contiguous() for name in ENDS}
+    return _gap(run(score, {**sides, **pair})[0], scored(encoder.eval(), {**sides, **pair}))
 
 
 @torch.no_grad()
@@ -234,8 +287,17 @@ def _gap(got: npt.NDArray[np.float32], wanted: Tensor) -> float:
     return float("inf") if not np.isfinite(difference).all() else float(difference.max(initial=0))
 
 
-def _example(encoder: RecurrentEncoder, names: tuple[str, ...], graph: str) -> View:
+def _example(encoder: Encoder, names: tuple[str, ...], graph: str) -> View:
     """Inputs to trace with: no axis is 1 or equal to another by chance."""
+    if graph == "score":
+        source = _example(encoder, EDGES, "encode")
+        longer = {  # neither of one length nor the same tensors: they would be taken for one input
+            name: torch.cat([x, x[:, -1:]], 1) if name in _BY_ROW else x.clone()
+            for name, x in source.items()
+        }
+        sides = {f"source_{name}": source[name] for name in ENDS}
+        sides |= {f"target_{name}": longer[name] for name in ENDS}
+        return {name: sides.get(name, torch.arange(3)) for name in names}
     b, t, shape = 3, min(5, encoder.config.window), encoder.shape
     at = () if graph == "step" else (t,)
     made = {
@@ -255,7 +317,7 @@ def _example(encoder: RecurrentEncoder, names: tuple[str, ...], graph: str) -> V
 def _assert_free_axes(model: onnx.ModelProto, graph: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         axes = value.type.tensor_type.shape.dim
-        want = 2 if graph == "encode" and value.name in _BY_ROW else 1
+        want = 2 if _by_row(value.name, graph) else 1
         frozen = [i for i in range(want) if not axes[i].dim_param]
         if frozen:
             raise ReleaseError(f"Export froze axis {frozen} of {graph}'s {value.name}.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from learning import encoders, learner_state, objectives
 from learning.config import EncoderConfig, LearnerConfig, refuse
 from learning.contract import Batch, Needs, Objective, Update
-from learning.encoders.base import RecurrentEncoder
+from learning.encoders.base import Encoder
 from learning.held_out import MOST, held_out, lowered
 from learning.kinds.events import Events, pad, subset
 from learning.quality import effective_rank, uniformity
@@ -89,12 +89,17 @@ class Learner:
         if self.needs.variance and not encoder.variance:
             raise refuse("encoder.variance", "false", "an objective learns it: it must be true")
         self.ema = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False).eval()
-        self.kind = Events(shape, encoder)
-        self.replay = Replay(config.replay, shape, encoder.window)
-        self.held = learner_state.held_store(config.replay, shape, encoder.window)
         self.moments = Moments(self.encoder.fields.scalar_width)
-        self.admission = Admission(encoder, shape)
+        self.admission = Admission(encoder, self.encoder.fields.shape)
+        self._remember()
         self.optimizer = self._make_optimizer()
+
+    def _remember(self) -> None:
+        """What is learnt from, and what is held out of it."""
+        c, shape, window = self.config.replay, self.shape, self.encoder_config.window
+        self.kind: Any = Events(shape, self.encoder_config)
+        self.replay: Any = Replay(c, shape, window)
+        self.held: Any = learner_state.held_store(c, shape, window)
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         every = [*self.encoder.named_parameters(), *self.objectives.named_parameters()]
@@ -145,18 +150,26 @@ class Learner:
 
     def learn(self) -> StepStats | None:
         """One step, or None while there is too little to learn from."""
-        few = self.updates == 0 and len(self.replay.entities) < self.config.min_entities
-        if few or len(self.replay) < 2:
+        if not self._ready():
             return None
         self.prepare()
-        windows = self.replay.draw(self.config.batch_entities, self.rng)
-        if len(windows) < 2:  # an entity needs another one beside it
+        drawn = self._draw()
+        if drawn is None:
             return None
         self.attempts += 1
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed * 1_000_003 + self.attempts)
-            batch = self.kind.views(windows, self.needs, self.rng, augment=True)
-            return self._step(self._to_device(batch), len(windows))
+            batch = self.kind.views(drawn, self.needs, self.rng, augment=True)
+            return self._step(self._to_device(batch), len(drawn))
+
+    def _ready(self) -> bool:
+        few = self.updates == 0 and len(self.replay.entities) < self.config.min_entities
+        return not few and len(self.replay) >= 2
+
+    def _draw(self) -> Any:
+        """What the next step learns from, in the words of the kind; None: nothing."""
+        windows = self.replay.draw(self.config.batch_entities, self.rng)
+        return windows if len(windows) >= 2 else None  # an entity needs another one beside it
 
     def _step(self, batch: Batch, sequences: int) -> StepStats:
         self.encoder.train()
@@ -180,7 +193,7 @@ class Learner:
         self.optimizer.zero_grad()
         return stats
 
-    def _losses(self, student: RecurrentEncoder, batch: Batch) -> tuple[list[Tensor], list[Update]]:
+    def _losses(self, student: Encoder, batch: Batch) -> tuple[list[Tensor], list[Update]]:
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
             buckets, rows = self.config.bucket_views, self.needs.rows
@@ -240,7 +253,7 @@ class Learner:
     def _admit(self) -> None:
         """A bucket admitted (again) starts from a new row, without the moments of the old one."""
         rows, changed = self.admission.settle()
-        if not changed or not self.shape.categories:
+        if not changed or not self.encoder.fields.shape.categories:
             return
         mask = self.admission.mask().to(self.device)
         for fields in (self.encoder.fields, self.ema.fields):
@@ -257,24 +270,35 @@ class Learner:
     @torch.no_grad()
     def evaluate(self) -> Quality:
         """Loss and spread of the averaged weights on held-out entities; changes nothing."""
-        windows = self.held.newest(EVALUATED)
+        windows = self.windows(EVALUATED, held=True)
         n = len(windows)
         if n < 2:
             return Quality(n)
+        z_BD = embed(self.ema, windows)
+        loss = self._loss_on(self.held.newest(EVALUATED))
+        return Quality(n, loss, float(effective_rank(z_BD)), float(uniformity(z_BD)))
+
+    def _loss_on(self, kept: Any) -> float:
+        """Mean loss of the averaged weights on what the kind cuts views of."""
         rng, losses, size = np.random.default_rng(self.config.seed), [], self.config.batch_entities
-        for start in range(0, max(1, n - size + 1), size):  # whole batches: they compare
-            part = subset(windows, np.arange(start, min(n, start + size)))
+        for start in range(0, max(1, len(kept) - size + 1), size):  # whole batches: they compare
+            part = self._part(kept, np.arange(start, min(len(kept), start + size)))
             batch = self.kind.views(part, self.needs, rng, augment=False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 each, _ = self._losses(self.ema, self._to_device(batch))
             losses.append(sum(w * float(x) for w, x in zip(self.weights, each, strict=True)))
-        z_BD = embed(self.ema, windows)
-        return Quality(
-            n, float(np.mean(losses)), float(effective_rank(z_BD)), float(uniformity(z_BD))
-        )
+        return float(np.mean(losses))
 
-    def released(self) -> RecurrentEncoder:
+    def _part(self, kept: Any, at: I64) -> Any:
+        return subset(kept, at)
+
+    def windows(self, n: int, *, held: bool) -> Windows:
+        """A window each of up to n entities: of those held out, or of those that are trained on."""
+        windows: Windows = (self.held if held else self.replay).newest(n)
+        return windows
+
+    def released(self) -> Encoder:
         """A copy of the encoder with the averaged weights, on the CPU: what may be released."""
         return copy.deepcopy(self.ema).cpu().eval()
 

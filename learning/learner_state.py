@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learning import encoders
 from learning.config import EncoderConfig, LearnerConfig, ReplayConfig
-from learning.encoders.base import RecurrentEncoder
+from learning.encoders.base import Encoder
 from learning.replay import Replay
 from schemas.errors import SnapshotError
 from schemas.records import Shape, Windows
@@ -82,7 +82,7 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
 
 def released_from(
     flat: Mapping[str, Tensor | npt.NDArray[Any]], config: EncoderConfig, shape: Shape
-) -> RecurrentEncoder:
+) -> Encoder:
     """The averaged encoder of a snapshot, on the CPU: what a release is made of."""
     with torch.random.fork_rng(devices=[]):
         encoder = encoders.build(config, shape)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learning.contract import Output, View
-from learning.encoders.base import RecurrentEncoder
+from learning.encoders.base import Encoder
 from learning.kinds.events import pad, subset
 from schemas.records import Windows
 
@@ -21,7 +21,7 @@ class Student:
     """Callable on views; for one step. `rows`: h_BTD is wanted. `frozen`: without gradients."""
 
     def __init__(
-        self, encoder: RecurrentEncoder, buckets: int, *, rows: bool = True, frozen: bool = False
+        self, encoder: Encoder, buckets: int, *, rows: bool = True, frozen: bool = False
     ) -> None:
         self._encoder = encoder
         self._buckets = buckets
@@ -34,6 +34,11 @@ class Student:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
                 self._done[id(view)] = view, self._encode(view)
         return self._done[id(view)][1]
+
+    def score(self, source: View, target: View, pair: View) -> Tensor:
+        """Of an encoder of graphs: logits of pairs."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+            return self._encoder.score(source, target, pair)
 
     def _encode(self, view: View) -> Output:
         """Padding costs as much as rows do: short pieces are encoded beside short ones."""
@@ -55,7 +60,7 @@ class Student:
 
 def _trimmed(view: View, at: Tensor) -> View:
     """Some pieces, without the columns that all of them only pad."""
-    longest = int(view["length"][at].max())
+    longest = max(int(view["length"][at].max()), 1)  # a node without edges has no row
     width = view["time_us"].shape[1]
     out = {}
     for name, t in view.items():
@@ -65,7 +70,7 @@ def _trimmed(view: View, at: Tensor) -> View:
 
 
 @torch.no_grad()
-def embed(encoder: RecurrentEncoder, windows: Windows, batch: int = 1024) -> Tensor:
+def embed(encoder: Encoder, windows: Windows, batch: int = 1024) -> Tensor:
     """Vectors of whole windows, [B, D], in the order of the windows."""
     training = encoder.training
     encoder.eval()

@@ -71,10 +71,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     state: int  # width of the recurrent state
     encode: tuple[Input, ...]
     encode_out: tuple[Input, ...]
-    step: tuple[Input, ...]
-    step_out: tuple[Input, ...]
     encode_sha256: str
-    step_sha256: str
+    step: tuple[Input, ...] = ()  # empty where the encoder has no such graph
+    step_out: tuple[Input, ...] = ()
+    step_sha256: str = ""
+    score: tuple[Input, ...] = ()  # of pairs of nodes, where the stream is a graph
+    score_out: tuple[Input, ...] = ()
+    score_sha256: str = ""
     category_hash: str = "xxh3_64(seed=0) of the UTF-8 text as two's complement int64"
     anchor: str = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
     snapshot: str = ""  # the learner snapshot it came from

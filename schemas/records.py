@@ -149,7 +149,7 @@ class Shape(msgspec.Struct, frozen=True):
     numbers: int
     categories: int
     session_gap_us: int = 1_800_000_000
-    graph: bool = False  # the leading columns are DIRECTION, NEIGHBOUR
+    graph: bool = False  # rows are edges, and begin with the columns of DIRECTION and NEIGHBOUR
     typed: bool = False  # ... and EDGE_TYPE
 
     @property
@@ -171,7 +171,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.time_us)
 
-    def take(self, at: I64 | slice | Bool) -> Self:
+    def take(self, at: I64 | slice | Bool | tuple[I64, I64]) -> Self:
         return type(self)(*(getattr(self, f.name)[at] for f in fields(self)))
 
     @classmethod

@@ -9,8 +9,8 @@ import torch
 
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
-from actors.encode import ENCODE, STEP, Release, set_current
-from actors.graphs import interface
+from actors.encode import Release, set_current
+from actors.graphs import described, files
 from actors.group import Group
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
@@ -48,24 +48,19 @@ def make_release(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         module = encoders.build(encoder, stream.shape).eval()
-    encode, step = export.export(module, {"release": str(number)})
-    (encode_in, encode_out), (step_in, step_out) = interface(encode), interface(step)
-    import hashlib
-
+    graphs = export.export(module, {"release": str(number)})
     manifest = Manifest(
         stream="test", release=number, generation=generation, created_us=number, dim=encoder.dim,
         window=encoder.window, entity=stream.entity, time=stream.time, time_unit=stream.time_unit,
         fields=stream.field, numbers=tuple(f.name for f in stream.numbers),
         categories=tuple(f.name for f in stream.categories),
         session_gap_us=stream.shape.session_gap_us, state=encoder.state,
-        encode=encode_in, encode_out=encode_out, step=step_in, step_out=step_out,
-        encode_sha256=hashlib.sha256(encode).hexdigest(),
-        step_sha256=hashlib.sha256(step).hexdigest(),
+        **described(graphs),
     )  # fmt: skip
     write_folder(
         releases,
         str(number),
-        [(ENCODE, encode), (STEP, step)],
+        files(graphs),
         lambda: msgspec.to_builtins(manifest),
     )
     set_current(releases, number)

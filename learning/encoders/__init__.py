@@ -1,14 +1,17 @@
 """Encoders by the type of their settings."""
 
-from learning.config import EncoderConfig, GruConfig
-from learning.encoders.base import RecurrentEncoder
+from learning.config import EncoderConfig, GruConfig, TemporalAttentionConfig
+from learning.encoders.base import Encoder
 from learning.encoders.gru import GruEncoder
 from learning.encoders.linear_recurrence import LinearRecurrenceEncoder
+from learning.encoders.temporal_attention import TemporalAttentionEncoder
 from schemas.records import Shape
 
 
-def build(config: EncoderConfig, shape: Shape) -> RecurrentEncoder:
+def build(config: EncoderConfig, shape: Shape) -> Encoder:
     """A new encoder; its weights come from torch's generator."""
+    if isinstance(config, TemporalAttentionConfig):
+        return TemporalAttentionEncoder(shape, config)
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
     return LinearRecurrenceEncoder(shape, config)

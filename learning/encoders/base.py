@@ -1,4 +1,4 @@
-"""What the encoders of events share: fields in, the last valid row out, unit length."""
+"""What encoders share: fields in, a vector of unit length out; those of events read the last valid row."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,33 @@ from learning.encoders.fields import Fields, row
 from schemas.records import Shape
 
 
-class RecurrentEncoder(nn.Module):
+class Encoder(nn.Module):
+    """Rows -> a vector. `fields` reads them first, `out` is the last linear layer, which rotations fold into."""
+
+    fields: Fields
+    out: nn.Linear
+    own_categories = slice(None)  # the category columns that `fields` reads
+    graphs: tuple[str, ...] = ("encode", "step")  # what a release of it holds
+
+    def __init__(self, shape: Shape, config: EncoderBase) -> None:
+        super().__init__()
+        self.shape = shape
+        self.config = config
+
+    def step(self, record: View) -> Output:
+        """One more record each, where the encoder is recurrent."""
+        raise NotImplementedError
+
+    def score(self, source: View, target: View, pair: View) -> Tensor:
+        """Logits [P] of pairs of nodes, where the encoder is one of graphs."""
+        raise NotImplementedError
+
+    def own(self, view: View) -> View:
+        """The view as `fields` reads it."""
+        return view
+
+
+class RecurrentEncoder(Encoder):
     """Fields -> layers -> the last row's state beside its features -> a vector of unit length.
 
     The state packs all layers side by side: [B, H], H = layers · hidden."""
@@ -18,9 +44,7 @@ class RecurrentEncoder(nn.Module):
     folds = False  # there is a `recur_folded`, which is faster in training on a CPU
 
     def __init__(self, shape: Shape, config: EncoderBase) -> None:
-        super().__init__()
-        self.shape = shape
-        self.config = config
+        super().__init__(shape, config)
         self.fields = Fields(shape, config)
         self.out = nn.Linear(2 * config.hidden, config.dim)
         if config.variance:

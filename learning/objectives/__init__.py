@@ -1,10 +1,18 @@
 """Objectives by the type of their settings. A new one: its file, its config, a line here."""
 
-from learning.config import BagConfig, ColesConfig, EncoderConfig, ObjectiveConfig, VicregConfig
+from learning.config import (
+    BagConfig,
+    ColesConfig,
+    EncoderConfig,
+    NextInteractionConfig,
+    ObjectiveConfig,
+    VicregConfig,
+)
 from learning.contract import Objective
 from learning.objectives.bag import Bag
 from learning.objectives.coles import Coles
 from learning.objectives.mlem import Mlem
+from learning.objectives.next_interaction import NextInteraction
 from learning.objectives.vicreg import Vicreg
 from schemas.records import Shape
 
@@ -17,4 +25,6 @@ def build(config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape) -> Obje
         return Vicreg(config, encoder.dim)
     if isinstance(config, BagConfig):
         return Bag(config, shape, encoder.dim)
+    if isinstance(config, NextInteractionConfig):
+        return NextInteraction(config)
     return Mlem(config, shape, encoder.hidden)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.encode import ENCODE, STEP, current_release, set_current, usable_release
+from actors.encode import current_release, set_current, usable_release
 from actors.snapshot import Folder, GroupSnapshot, newest, restore, write_folder
 from actors.state import State
 from schemas.errors import ReleaseError, SnapshotError
@@ -97,9 +97,8 @@ def test_a_format_of_another_version_is_refused_with_what_to_do(tmp_path: Path) 
 
 
 def some_manifest(number: int) -> Manifest:
-    empty = dict.fromkeys(
-        ("stream", "entity", "time", "time_unit", "encode_sha256", "step_sha256"), ""
-    )
+    empty = dict.fromkeys(("stream", "entity", "time", "time_unit"), "")
+    empty |= dict.fromkeys(("encode_sha256", "step_sha256"), "of a graph")
     lists = dict.fromkeys(
         ("fields", "numbers", "categories", "encode", "encode_out", "step", "step_out"), ()
     )
@@ -111,7 +110,10 @@ def test_a_damaged_release_gives_way_to_the_one_before(tmp_path: Path) -> None:
     for number in (1, 2):
         meta = msgspec.to_builtins(some_manifest(number))
         write_folder(
-            tmp_path, str(number), [(ENCODE, b"graph"), (STEP, b"graph")], lambda m=meta: m
+            tmp_path,
+            str(number),
+            [("encode.onnx", b"graph"), ("step.onnx", b"graph")],
+            lambda m=meta: m,
         )  # type: ignore[misc]
     set_current(tmp_path, 2)
     file = tmp_path / "2" / "encode.onnx"

@@ -107,11 +107,11 @@ def served(
     source = MemorySource([Record(t.encode() if t else None, b"7") for t in log])
     (tmp_path / "releases").symlink_to(release)
     with closing(RedisSink(RedisConfig(url=redis_server), stream)) as sink:
-        manifest, encode, step = read_release(release / "1")
+        manifest, found = read_release(release / "1")
         text = msgspec.json.encode(manifest).decode()
         graphs: dict[str, Value] = {
-            "onnx": encode,
-            "step_onnx": step,
+            "onnx": found["encode"],
+            "step_onnx": found["step"],
             "sha256": manifest.encode_sha256,
         }
         sink.publish_release(1, 1, graphs, text, epoch=1)

@@ -1,0 +1,293 @@
+"""Edges kept for learning: each with both ends' neighbours, and other nodes', as they were just before it.
+
+Half of a batch are the newest edges, each learnt from before it enters the adjacency that later ones see; half
+are drawn from those that were. Shapes: B edges, C nodes of an example: source, target, then the negatives."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from learning.adjacency import COLUMNS, PAST, SLACK, Adjacency
+from learning.config import NextInteractionConfig, ReplayConfig
+from learning.held_out import held_out
+from schemas.records import I64, NEIGHBOUR, Bool, Rows, Shape, Windows
+
+Arrays = dict[str, npt.NDArray[Any]]
+RECENT = 65_536  # ends of so many edges, of which negatives are drawn by their degree
+PENDING = (
+    16_384  # edges that wait; past it the oldest enter the adjacency without being learnt from
+)
+HELD_BYTES = 32 << 20
+SOURCE, TARGET, NEGATIVES = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Examples:
+    """B edges. nodes: ids [B, C]; rows: columns [B, C, K], the newest edges of each node strictly before the
+    edge's time, padded behind `length` [B, C]; collides [B, C]: no negative, whatever it was drawn as."""
+
+    nodes: I64
+    time_us: I64  # [B]
+    rows: Rows
+    length: I64
+    collides: Bool
+
+    def __len__(self) -> int:
+        return len(self.time_us)
+
+    def arrays(self) -> Arrays:
+        rows = {name: getattr(self.rows, name) for name in COLUMNS}
+        own = ("nodes", "time_us", "length", "collides")
+        return {f"rows.{name}": a for name, a in rows.items()} | {n: getattr(self, n) for n in own}
+
+    @classmethod
+    def of_arrays(cls, a: Arrays) -> "Examples":
+        rows = Rows(*(a[f"rows.{name}"] for name in COLUMNS))
+        return cls(a["nodes"], a["time_us"], rows, a["length"], a["collides"])
+
+    @classmethod
+    def concat(cls, parts: "list[Examples]") -> "Examples":
+        each = [part.arrays() for part in parts]
+        return cls.of_arrays({name: np.concatenate([a[name] for a in each]) for name in each[0]})
+
+
+class Store:
+    """A FIFO of examples, flat columns."""
+
+    def __init__(self, max_bytes: int, shape: Shape, window: int, nodes: int) -> None:
+        row = 16 + 4 * shape.numbers + 9 * shape.categories
+        self.slots = max(2, max_bytes // (nodes * (window * row + 17) + 8))
+        self._shape, self._window, self._nodes = shape, window, nodes
+        self._columns: Arrays = {}
+        self.placed = 0
+
+    def __len__(self) -> int:
+        return min(self.placed, self.slots)
+
+    def add(self, examples: Examples) -> None:
+        arrays = examples.arrays()
+        if not self._columns:  # np.empty: memory is taken as slots are used
+            self._columns = {
+                name: np.empty((self.slots, *a.shape[1:]), a.dtype) for name, a in arrays.items()
+            }
+        at = (self.placed + np.arange(len(examples))) % self.slots
+        for name, a in arrays.items():
+            self._columns[name][at] = a
+        self.placed += len(examples)
+
+    def take(self, at: I64) -> Examples:
+        return Examples.of_arrays({name: a[at] for name, a in self._columns.items()})
+
+    def newest(self, n: int) -> Examples | None:
+        n = min(n, len(self))
+        return self.take((self.placed - n + np.arange(n)) % self.slots) if n else None
+
+    def keep(self, which: Callable[[Examples], Bool]) -> None:
+        """Drops all others."""
+        if not self._columns:
+            return
+        at = (self.placed - len(self) + np.arange(len(self))) % self.slots
+        kept = self.take(at)
+        left = some(kept, which(kept))
+        self.placed = 0
+        self.add(left)
+
+    def forget(self, ids: I64) -> None:
+        """Examples in which one of these takes part, or is a neighbour, go."""
+
+        def free(e: Examples) -> Bool:
+            gone = np.isin(e.nodes, ids).any(1)
+            return np.asarray(~(gone | np.isin(e.rows.categories[..., NEIGHBOUR], ids).any((1, 2))))
+
+        self.keep(free)
+
+    def state_dict(self) -> Arrays:
+        used = {name: a[: len(self)] for name, a in self._columns.items()}
+        return {**used, "placed": np.array([self.placed])}
+
+    def load_state_dict(self, state: Arrays) -> None:
+        columns = {name: a for name, a in state.items() if name != "placed"}
+        self.placed = 0
+        if columns and len(columns["time_us"]):
+            if len(columns["time_us"]) > self.slots:
+                raise ValueError("The snapshot's replay is larger than learner.replay.max_bytes.")
+            self.add(Examples.of_arrays(columns))
+        self.placed = int(state["placed"][0])
+
+
+class EdgeReplay:
+    """The learner's live adjacency, the edges that wait to be learnt from, and examples of past ones."""
+
+    def __init__(
+        self, config: ReplayConfig, shape: Shape, window: int, contrast: NextInteractionConfig
+    ) -> None:
+        row = 16 + 4 * shape.numbers + 9 * shape.categories
+        self._config, self._contrast, self._shape = config, contrast, shape
+        nodes = 2 + contrast.historical + contrast.matched + contrast.random
+        each = SLACK * window * row + 8 * PAST + 200
+        self.adjacency = Adjacency(shape, window, max(64, config.max_bytes // 2 // each))
+        self.store = Store(config.max_bytes // 2, shape, window, nodes)
+        self._waiting: deque[tuple[I64, Rows]] = deque()
+        self.waiting = 0
+        self._ends = np.zeros(RECENT, np.int64)
+        self._ended = 0
+        self.unlearnt = 0  # edges that entered without being learnt from
+
+    def __len__(self) -> int:
+        """Edges that can be learnt from."""
+        return len(self.store) + self.waiting
+
+    def add(self, edges: Windows) -> None:
+        """Edges by their source: one row per window, in order."""
+        self._waiting.append((edges.entity, edges.rows))
+        self.waiting += len(edges)
+        while self.waiting > PENDING:
+            self.enter(min(self.waiting - PENDING, 1024))
+
+    def _pop(self, n: int) -> tuple[I64, Rows]:
+        """The n oldest of those that wait."""
+        sources, parts, left = [], [], n
+        while left and self._waiting:
+            source, rows = self._waiting.popleft()
+            if len(source) > left:
+                self._waiting.appendleft((source[left:], rows.take(slice(left, None))))
+                source, rows = source[:left], rows.take(slice(left))
+            sources.append(source)
+            parts.append(rows)
+            left -= len(source)
+        self.waiting -= n - left
+        if not sources:
+            return np.zeros(0, np.int64), Rows.empty(self._shape)
+        return np.concatenate(sources), Rows.concat(parts)
+
+    def _enter(self, source: I64, rows: Rows) -> None:
+        self.adjacency.add(source, rows)
+        ends = rows.categories[~rows.missing[:, NEIGHBOUR], NEIGHBOUR][-RECENT:]
+        self._ends[(self._ended + np.arange(len(ends))) % RECENT] = ends
+        self._ended += len(ends)
+
+    def enter(self, n: int) -> I64:
+        """Lets the n oldest that wait into the adjacency without learning from them; their sources."""
+        source, rows = self._pop(n)
+        self._enter(source, rows)
+        self.unlearnt += len(source)
+        return np.unique(source)
+
+    def draw(self, n: int, share: float, held: Store, rng: np.random.Generator) -> Examples | None:
+        """Up to n edges: half of them those that wait. share: of held-out nodes; their edges go to `held`."""
+        fresh = self._fresh(max(1, round(n * self._config.fresh)), share, held, rng)
+        old = min(n - (len(fresh) if fresh else 0), len(self.store))
+        parts = [fresh] if fresh else []
+        if old:
+            parts.append(self.store.take(rng.integers(0, len(self.store), old)))
+        if fresh is not None:
+            self.store.add(fresh)
+        return Examples.concat(parts) if parts else None
+
+    def _fresh(
+        self, n: int, share: float, held: Store, rng: np.random.Generator
+    ) -> Examples | None:
+        source, rows = self._pop(n)
+        self._enter(source, rows)  # what is cut is as of before each edge
+        adds = np.flatnonzero(~rows.missing[:, NEIGHBOUR])
+        source, target = source[adds], rows.categories[adds, NEIGHBOUR]
+        if not len(adds):
+            return None
+        cut = self._cut(source, target, rows.time_us[adds], share, rng)
+        apart = held_out(source, share) | held_out(target, share)
+        if apart.any():
+            held.add(some(cut, apart))
+        return some(cut, ~apart) if not apart.all() else None
+
+    def _cut(
+        self, source: I64, target: I64, time_us: I64, share: float, rng: np.random.Generator
+    ) -> Examples:
+        a, c, n = self.adjacency, self._contrast, len(source)
+        slots = _slots(a, source)
+        own, own_length = a.as_of(slots, time_us)
+        past = a.past_targets(slots, c.historical, rng)
+        recent = self._ends[rng.integers(0, max(1, min(self._ended, RECENT)), (n, c.matched))]
+        known = np.fromiter(a.index.values(), np.int64, len(a.index))
+        anyone = a.id[known[rng.integers(0, len(known), (n, c.random))]]
+        others = np.concatenate([target[:, None], past, recent, anyone], 1)
+        rows, length = a.as_of(_slots(a, others.ravel()), np.repeat(time_us, others.shape[1]))
+        nodes = np.concatenate([source[:, None], others], 1)
+        k = a.window
+        columns = [
+            np.concatenate(
+                [
+                    getattr(own, x)[:, None],
+                    getattr(rows, x).reshape(n, -1, k, *getattr(rows, x).shape[2:]),
+                ],
+                1,
+            )
+            for x in COLUMNS
+        ]
+        collides = (others == target[:, None]) | (others == source[:, None])
+        collides |= held_out(others.ravel(), share).reshape(others.shape)
+        collides[:, 0] = False
+        collides = np.concatenate([np.zeros((n, 1), np.bool_), collides], 1)
+        lengths = np.concatenate([own_length[:, None], length.reshape(n, -1)], 1)
+        return Examples(nodes, time_us, Rows(*columns), lengths, collides)
+
+    def newest(self, n: int, share: float = 0.0, *, held: bool = False) -> Windows:
+        """Windows of the n most recently touched nodes that have edges, of those held out or of the others."""
+        a = self.adjacency
+        slots = np.fromiter(a.index.values(), np.int64, len(a.index))
+        slots = slots[held_out(a.id[slots], share) == held]
+        slots = slots[np.argsort(-a.touched[slots], kind="stable")[: 2 * n]]
+        windows = a.windows(slots)
+        there = np.flatnonzero(np.diff(windows.offsets) > 0)[:n]
+        return a.windows(slots[there])
+
+    def forget(self, ids: I64) -> None:
+        self.adjacency.forget(ids)
+        self.store.forget(ids)
+        parts = list(self._waiting)
+        self._waiting.clear()
+        self.waiting = 0
+        for source, rows in parts:
+            keep = ~(np.isin(source, ids) | np.isin(rows.categories[:, NEIGHBOUR], ids))
+            self._waiting.append((source[keep], rows.take(keep)))
+            self.waiting += int(keep.sum())
+        gone = np.isin(self._ends, ids)
+        left = self._ends[: min(self._ended, RECENT)][~gone[: min(self._ended, RECENT)]]
+        self._ends[: len(left)], self._ended = left, len(left)
+
+    # -- snapshot -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> Arrays:
+        source, rows = self._pop(self.waiting)
+        self._waiting.append((source, rows))
+        self.waiting = len(source)
+        parts: dict[str, Adjacency | Store] = {"adjacency": self.adjacency, "store": self.store}
+        out = {f"{p}.{k}": v for p, thing in parts.items() for k, v in thing.state_dict().items()}
+        waiting = {f"waiting.{name}": getattr(rows, name) for name in COLUMNS}
+        counts = np.array([self._ended, self.unlearnt])
+        return {**out, **waiting, "waiting.source": source, "ends": self._ends, "counts": counts}
+
+    def load_state_dict(self, state: Arrays) -> None:
+        for part, thing in (("adjacency", self.adjacency), ("store", self.store)):
+            prefix = f"{part}."
+            thing.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+        rows = Rows(*(state[f"waiting.{name}"].copy() for name in COLUMNS))
+        self._waiting = deque([(state["waiting.source"].copy(), rows)])
+        self.waiting = len(rows)
+        self._ends = state["ends"].copy()
+        self._ended, self.unlearnt = state["counts"].tolist()
+
+
+def _slots(adjacency: Adjacency, ids: I64) -> I64:
+    """Slots of the nodes; -1 where one is not known."""
+    found = (adjacency.index.get(i, -1) for i in ids.tolist())
+    return np.fromiter(found, np.int64, len(ids))
+
+
+def some(examples: Examples, which: Bool) -> Examples:
+    return Examples.of_arrays({name: a[which] for name, a in examples.arrays().items()})

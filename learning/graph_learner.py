@@ -1,0 +1,116 @@
+"""The learner of graphs: edges in, each learnt from as of the moment before it, in order."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig, refuse
+from learning.contract import Objective
+from learning.edges import HELD_BYTES, SOURCE, TARGET, EdgeReplay, Examples, Store, some
+from learning.held_out import held_out, lowered
+from learning.kinds.events import pad, subset
+from learning.kinds.graph import Graph
+from learning.learner import NORMALISER_WINDOWS, Learner
+from learning.student import moved
+from schemas.records import I64, Bool, Shape, Windows
+
+
+class GraphLearner(Learner):
+    """`receive` takes edges by their source: windows of one row. Held out are nodes: their edges enter the
+    adjacency and are scored, but are no example to learn from, nor the nodes negatives."""
+
+    replay: EdgeReplay
+    held: Store
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        encoder: EncoderConfig,
+        shape: Shape,
+        own_objectives: Sequence[tuple[str, float, Objective]] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        if not shape.graph:
+            raise refuse("stream.kind", '"events"', f'the encoder needs "graph": {encoder}')
+        super().__init__(config, encoder, shape, own_objectives, device)
+        self._counted = 0  # nodes when the held-out share was looked at
+
+    def _remember(self) -> None:
+        c, shape, window = self.config.replay, self.shape, self.encoder_config.window
+        own = [o for o in self.config.objective if isinstance(o, NextInteractionConfig)]
+        contrast = own[0] if own else NextInteractionConfig()
+        nodes = 2 + contrast.historical + contrast.matched + contrast.random
+        self.kind = Graph(self.encoder_config)
+        self.replay = EdgeReplay(c, shape, window, contrast)
+        self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, nodes)
+
+    def receive(self, windows: Windows) -> int:
+        """Takes edges in; returns how many there were."""
+        self.received += len(windows)
+        rows = windows.rows
+        own = self.encoder.own_categories
+        self.admission.add(rows.categories[:, own], rows.missing[:, own])
+        self.replay.add(windows)
+        self.records += len(windows)
+        return len(windows)
+
+    def _ready(self) -> bool:
+        return len(self.replay) >= 2 and (self.updates > 0 or self.received >= self._first)
+
+    @property
+    def _first(self) -> int:
+        """Edges before the first update."""
+        return max(self.config.min_entities, self.config.batch_entities)
+
+    def prepare(self) -> None:
+        if self.updates == 0 and not self.moments.n.any():  # the normaliser needs neighbourhoods
+            first = self.replay.enter(self._first // 2)
+            sample = self.replay.adjacency.windows(self.replay.adjacency.slots_for(first))
+            self._measure(sample)
+        super().prepare()
+
+    def _measure(self, windows: Windows) -> None:
+        there = np.flatnonzero(np.diff(windows.offsets) > 0)[:NORMALISER_WINDOWS]
+        if len(there):
+            view = moved(pad(subset(windows, there), 0), self.device)
+            self.moments.add(self.encoder.fields, self.encoder.own(view))
+
+    def _draw(self) -> Examples | None:
+        self._lower_share()
+        drawn = self.replay.draw(self.config.batch_entities, self.share, self.held, self.rng)
+        if drawn is None or len(drawn) < 2:
+            return None
+        if self.updates % 16 == 0:
+            self._measure(self.replay.newest(NORMALISER_WINDOWS))
+        return drawn
+
+    def _lower_share(self) -> None:
+        nodes, c = len(self.replay.adjacency), self.config
+        if self.share <= c.held_out_share or nodes < 1.05 * self._counted + 16:
+            return
+        self._counted = nodes
+        every = np.fromiter(self.replay.adjacency.index, np.int64, nodes)
+        apart = int(held_out(every, self.share).sum())
+        share = lowered(self.share, apart, c.held_out_share, c.held_out_entities)
+        if share < self.share:
+            self.share = share
+
+            def still(e: Examples) -> Bool:
+                ends = e.nodes[:, [SOURCE, TARGET]]
+                return np.asarray(held_out(ends.ravel(), share).reshape(ends.shape).any(1))
+
+            self.held.keep(still)
+
+    @torch.no_grad()
+    def _loss_on(self, kept: Any) -> float:
+        return super()._loss_on(kept) if kept is not None else float("nan")
+
+    def _part(self, kept: Any, at: I64) -> Any:
+        which = np.zeros(len(kept), np.bool_)
+        which[at] = True
+        return some(kept, which)
+
+    def windows(self, n: int, *, held: bool) -> Windows:
+        return self.replay.newest(n, self.share, held=held)

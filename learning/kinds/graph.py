@@ -1,0 +1,67 @@
+"""Graphs: edges with their ends' neighbours, as they were before them -> padded views.
+
+Shapes: B edges, C nodes of an example (source, target, negatives), K edges of a node."""
+
+import numpy as np
+
+from learning.config import EncoderBase
+from learning.contract import Batch, Needs
+from learning.edges import SOURCE, TARGET, Examples
+from learning.kinds.events import Arrays, tensors
+
+
+class Graph:
+    """The kind of streams whose records are edges between nodes.
+
+    Views: "nodes" [B·C, K] of all nodes of the examples, edge by edge; "source" and "target" [B·(C-1), K] of
+    each pair of a source with its target and negatives. pairs: `source_id`, `target_id`, `now_us` of those,
+    `collides` [B, C-1]. index: `nodes_BC`, `time_B`."""
+
+    def __init__(self, config: EncoderBase) -> None:
+        self._config = config
+
+    def views(
+        self,
+        examples: Examples,
+        needs: Needs,  # noqa: ARG002  # all views are cheap once the examples are cut
+        rng: np.random.Generator,
+        *,
+        augment: bool,
+    ) -> Batch:
+        """With `augment` single categories are shown as unknown, which trains what stands for those."""
+        b, c = examples.nodes.shape
+        longest = max(int(examples.length.max(initial=0)), 1)
+        each = np.arange(b * c).reshape(b, c)
+        others = each[:, TARGET:].ravel()
+        sources = np.repeat(each[:, SOURCE], c - 1)
+        nodes = _flat(examples, longest)
+        if augment:
+            dropped = rng.random(nodes["missing"].shape, np.float32)
+            nodes["unknown"] = dropped < self._config.category_dropout
+        pairs = {
+            "source_id": examples.nodes.ravel()[sources],
+            "target_id": examples.nodes.ravel()[others],
+            "now_us": np.repeat(examples.time_us, c - 1),
+            "collides": examples.collides[:, TARGET:],
+        }
+        views = {
+            "nodes": tensors(nodes),
+            "source": tensors({name: a[sources] for name, a in nodes.items()}),
+            "target": tensors({name: a[others] for name, a in nodes.items()}),
+        }
+        index = {"nodes_BC": examples.nodes, "time_B": examples.time_us}
+        now_us = int(examples.time_us.max(initial=0))
+        return Batch(views, tensors(index), tensors(pairs), now_us)
+
+
+def _flat(examples: Examples, longest: int) -> Arrays:
+    rows, n = examples.rows, examples.nodes.size
+    out = {
+        name: getattr(rows, name)[:, :, :longest].reshape(
+            n, longest, *getattr(rows, name).shape[3:]
+        )
+        for name in ("time_us", "numbers", "categories", "missing")
+    }
+    steps = np.broadcast_to(np.arange(longest), (n, longest))
+    length = examples.length.ravel()
+    return {**out, "length": length, "valid_BT": steps < length[:, None], "position_BT": steps}

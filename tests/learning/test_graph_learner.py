@@ -1,0 +1,204 @@
+"""Learning on graphs: nothing of the future, each edge once, held-out nodes apart, bit by bit after a restart."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from learning import encoders, export
+from learning.config import NextInteractionConfig
+from learning.edges import SOURCE, TARGET, EdgeReplay, Store
+from learning.graph_learner import GraphLearner
+from learning.held_out import held_out
+from learning.kinds.events import pad
+from learning.objectives.next_interaction import in_batch, next_interaction
+from schemas.errors import SettingsError
+from schemas.records import NEIGHBOUR, Shape
+from tests.learning.edge_streams import CONFIG, ENCODER, SHAPE, circles, edges
+
+
+def learner(**changes) -> GraphLearner:
+    config = CONFIG if not changes else type(CONFIG)(**{**_fields(CONFIG), **changes})
+    return GraphLearner(config, ENCODER, SHAPE)
+
+
+def _fields(config) -> dict:
+    return {name: getattr(config, name) for name in config.__struct_fields__}
+
+
+def replay() -> tuple[EdgeReplay, Store]:
+    contrast = NextInteractionConfig(historical=2, matched=2, random=2)
+    made = EdgeReplay(CONFIG.replay, SHAPE, ENCODER.window, contrast)
+    return made, Store(1 << 18, SHAPE, ENCODER.window, 8)
+
+
+def test_an_edge_is_learnt_from_as_of_the_moment_before_it():
+    """A label planted in the future, its own edge included, is not among the neighbours."""
+    made, held = replay()
+    rng = np.random.default_rng(0)
+    made.add(circles(rng, 200))
+    for _ in range(12):
+        drawn = made.draw(32, 0.0, held, rng)
+        there = np.arange(ENCODER.window) < drawn.length[..., None]
+        before = drawn.rows.time_us < drawn.time_us[:, None, None]
+        assert (before | ~there).all()
+
+
+def test_the_next_edge_of_a_node_sees_the_one_before_it_in_the_same_batch():
+    made, held = replay()
+    made.add(edges([1, 1, 1, 1], [2, 3, 2, 3], [1, 2, 3, 4]))
+    drawn = made.draw(8, 0.0, held, np.random.default_rng(0))
+    assert drawn.length[:, SOURCE].tolist() == [0, 1, 2, 3]
+    assert drawn.length[:, TARGET].tolist() == [0, 0, 1, 1]
+
+
+def test_each_edge_is_fresh_once():
+    made, held = replay()
+    made.add(circles(np.random.default_rng(0), 300))
+    seen = Counter()
+    for _ in range(40):
+        before = made.store.placed
+        made.draw(16, 0.0, held, np.random.default_rng(1))
+        fresh = made.store.newest(made.store.placed - before)
+        if fresh is not None:
+            seen.update(fresh.time_us.tolist())
+    assert len(seen) == 300 and set(seen.values()) == {1}
+
+
+def test_held_out_nodes_are_scored_and_are_neither_examples_nor_negatives():
+    made, held = replay()
+    share = 0.3
+    made.add(circles(np.random.default_rng(0), 400))
+    for _ in range(60):
+        drawn = made.draw(16, share, held, np.random.default_rng(2))
+        if drawn is None:
+            continue
+        ends = held_out(drawn.nodes[:, : TARGET + 1].ravel(), share)
+        assert not ends.any()
+        others = held_out(drawn.nodes.ravel(), share).reshape(drawn.nodes.shape)
+        assert (drawn.collides | ~others).all()
+    assert len(held) > 0
+    apart = held.newest(len(held)).nodes[:, : TARGET + 1]
+    assert held_out(apart.ravel(), share).reshape(apart.shape).any(1).all()
+    assert len(made.adjacency) == 60, "their edges are in the graph"
+
+
+def test_negatives_that_are_true_do_not_count():
+    made, held = replay()
+    made.add(edges([1, 2] * 20, [2, 1] * 20, list(range(40))))
+    drawn = made.draw(64, 0.0, held, np.random.default_rng(0))
+    same = (drawn.nodes[:, 2:] == drawn.nodes[:, [TARGET]]) | (
+        drawn.nodes[:, 2:] == drawn.nodes[:, [SOURCE]]
+    )
+    assert same.all() and drawn.collides[:, 2:].all() and not drawn.collides[:, TARGET].any()
+
+
+def test_the_loss_is_a_softmax_over_those_that_do_not_collide():
+    logits = torch.tensor([[2.0, 1.0, 5.0], [0.0, 0.0, 0.0]])
+    collides = torch.tensor([[False, False, True], [False, False, False]])
+    by_hand = -(np.log(np.e**2 / (np.e**2 + np.e)) + np.log(1 / 3)) / 2
+    assert float(next_interaction(logits, collides)) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_in_a_batch_only_targets_known_by_then_are_negatives():
+    nodes = torch.tensor([[1, 2], [3, 4], [2, 5], [6, 2]])
+    banned = in_batch(nodes, torch.tensor([10, 20, 30, 40]))
+    assert banned.tolist() == [
+        [True, True, True, True],  # of edge 0: itself; the others come later
+        [False, True, True, True],
+        [True, False, True, True],  # its source is node 2
+        [True, False, False, True],  # its target is node 2
+    ]
+
+
+def test_a_restored_learner_continues_bit_by_bit():
+    a, b, rng = learner(), learner(), np.random.default_rng(0)
+    for i in range(12):
+        a.receive(circles(rng, 32, 32 * i))
+        a.learn()
+    flat, meta = a.state_dict()
+    b.load_state_dict(flat, json.loads(json.dumps(meta)))
+    for i in range(12, 20):
+        more = circles(rng, 32, 32 * i)
+        for each in (a, b):
+            each.receive(more)
+        assert a.learn() == b.learn()
+    assert a.evaluate() == b.evaluate()
+
+
+def test_it_learns_who_writes_to_whom():
+    pairs = NextInteractionConfig(historical=2, matched=2, random=2, vectors=0.0)
+    made = learner(held_out_share=0.0, objective=(pairs,))
+    rng, losses = np.random.default_rng(0), []
+    for i in range(200):
+        made.receive(circles(rng, 8, 8 * i))
+        step = made.learn()
+        losses += [step.loss] if step else []
+    assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:30])
+
+
+def test_what_is_forgotten_is_in_no_later_batch():
+    made, rng = learner(held_out_share=0.0), np.random.default_rng(0)
+    for i in range(8):
+        made.receive(circles(rng, 32, 32 * i))
+        made.learn()
+    gone = np.arange(1000, 1003)
+    made.forget(gone)
+    for _ in range(10):
+        drawn = made.replay.draw(16, 0.0, made.held, rng)
+        assert not np.isin(drawn.nodes[~drawn.collides], gone).any()
+        there = np.arange(ENCODER.window) < drawn.length[..., None]
+        assert not np.isin(drawn.rows.categories[..., NEIGHBOUR][there], gone).any()
+
+
+def test_an_encoder_of_graphs_refuses_a_stream_of_events():
+    with pytest.raises(SettingsError, match=r"stream\.kind"):
+        GraphLearner(CONFIG, ENCODER, Shape(2, 3))
+
+
+def test_both_graphs_of_a_release_compute_what_pytorch_does():
+    made, rng = learner(), np.random.default_rng(0)
+    for i in range(12):
+        made.receive(circles(rng, 32, 32 * i))
+        made.learn()
+    encoder = made.released()
+    graphs = export.export(encoder, {"stream": "test"})
+    assert list(graphs) == ["encode", "score"]
+    windows = made.windows(40, held=False)
+    assert export.parity(encoder, graphs, windows) <= 1e-5
+    other = encoders.build(ENCODER, SHAPE).eval()
+    assert export.parity(other, graphs, windows) > 1e-3
+
+
+def test_padding_company_and_the_neighbours_names_change_no_vector():
+    encoder = encoders.build(ENCODER, SHAPE).eval()
+    made = learner()
+    made.receive(circles(np.random.default_rng(0), 200))
+    made.replay.enter(200)
+    view = pad(made.windows(20, held=False), 0)
+    with torch.no_grad():
+        together = encoder(view).z_BD
+        for b in range(5):
+            n = int(view["length"][b])
+            alone = {name: t[b : b + 1] for name, t in view.items()}
+            for name in ("time_us", "numbers", "categories", "missing"):
+                alone[name] = alone[name][:, :n]
+            assert torch.allclose(encoder(alone).z_BD, together[b : b + 1], atol=1e-6)
+        renamed = {**view, "categories": view["categories"].clone()}
+        renamed["categories"][:, :, NEIGHBOUR] += 77
+        assert torch.equal(encoder(renamed).z_BD, together)
+
+
+def test_a_node_without_edges_has_a_vector_of_unit_length():
+    encoder = encoders.build(ENCODER, SHAPE).eval()
+    made = learner()
+    made.receive(circles(np.random.default_rng(0), 200))
+    made.replay.enter(200)
+    view = pad(made.windows(4, held=False), 0)
+    view["length"] = torch.zeros_like(view["length"])
+    with torch.no_grad():
+        z_BD = encoder(view).z_BD
+    assert torch.allclose(z_BD.norm(dim=1), torch.ones(4), atol=1e-6)
+    assert torch.allclose(z_BD, z_BD[:1].expand(4, -1)), "whatever the padding holds"
