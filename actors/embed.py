@@ -114,7 +114,10 @@ def embed(state: State, touched: Touched, releases: Releases) -> tuple[F32, I64,
 def encode_anew(state: State, slots: I64, release: Release) -> F32:
     """The anchor rule's vectors of the slots from their windows; their states follow. [M, D]"""
     vectors = np.empty((len(slots), release.manifest.dim), np.float32)
-    lengths = np.maximum(state.anchored(slots), 1)  # a node without live edges: one blank row
+    lengths = state.anchored(slots)
+    if state.shape.graph and release.manifest.step:
+        # an encoder of events reads its last row: a node without live edges has a blank one
+        lengths = np.maximum(lengths, 1)
     order = np.argsort(lengths, kind="stable")  # windows of like length together: little padding
     for at in np.split(order, np.arange(CHUNK, len(order), CHUNK)):
         if len(at):

@@ -63,13 +63,15 @@ def stream(n: int, nodes: int, seed: int, late: int = 0, groups: int = GROUPS) -
     return [out[i] for i in order.tolist()]
 
 
-def whole(records: Sequence[Record], window: int = ENCODER.window) -> State:
+def whole(
+    records: Sequence[Record], window: int = ENCODER.window, hidden: int = ENCODER.state
+) -> State:
     """All records in one group's state, at once."""
     decoder = make_decoder(STREAM, DecodeConfig())
     n = np.arange(len(records))
     decoded, bad = decoder.decode(0, n, n, [r.key for r in records], [r.value for r in records])
     assert not bad
-    state = State(STREAM.shape, window, ENCODER.state, 1024)
+    state = State(STREAM.shape, window, hidden, 1024)
     state.apply(Edges(STREAM.shape, 0, 1, 1, 1, {}).spread(0, decoded).here)
     return state
 

@@ -22,16 +22,19 @@ from actors.snapshot import epoch_of
 from actors.source import SourceConfig
 from actors.state import StateConfig
 from daemon import servers
-from learning.config import LearnerConfig
+from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfig
 from schemas.errors import SourceError
 from schemas.published import entity_key
 from tests.fakes import Record
-from tests.graphs import GROUPS, STREAM, deletion, stream, whole
+from tests.graphs import GROUPS, STREAM, deletion, edge, stream, whole
 from tests.helpers import client_threads, eventually
 from tests.services import ENCODER, adopt, make_release
 
 Topics = Callable[..., str]
-WIDE = msgspec.structs.replace(ENCODER, window=64)
+WIDE: EncoderConfig = msgspec.structs.replace(ENCODER, window=64)
+ATTENTION: EncoderConfig = TemporalAttentionConfig(
+    dim=8, hidden=8, window=64, category_dim=4, bucket_bits=6
+)
 
 # A connection that kafka-python 3.0.12 could not make leaves its socket to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -92,12 +95,17 @@ def serving(shards: list[Shard]) -> bool:
     )
 
 
-def test_vectors_in_redis_are_those_of_all_edges_at_once(spec: Spec, database: redis.Redis) -> None:
+@pytest.mark.parametrize("encoder", [WIDE, ATTENTION], ids=["gru", "temporal_attention"])
+def test_vectors_in_redis_are_those_of_all_edges_at_once(
+    spec: Spec, database: redis.Redis, encoder: EncoderConfig
+) -> None:
+    spec = msgspec.structs.replace(spec, encoder=encoder)
     servers.create_topics(spec.source.hosts[0], {f"{spec.name}.mirror": GROUPS})
-    make_release(spec.releases, 1, WIDE, STREAM)
-    records = stream(600, 60, 1)
-    wanted = whole(records, WIDE.window)
-    assert wanted.count.max() <= WIDE.window  # else totals depend on the order: decisions/0005
+    make_release(spec.releases, 1, encoder, STREAM)
+    records = [*stream(600, 60, 1), edge("lonely", "n1", 10**6)]
+    records.append(edge("lonely", "n1", 10**6 + 1, op="remove"))
+    wanted = whole(records, encoder.window, encoder.state)
+    assert wanted.count.max() <= encoder.window  # else totals depend on the order: decisions/0005
     produce(spec, records[:300])
     shards = [opened(spec, (0, 2)), opened(spec, (1, 3))]
     turn_until(shards, lambda: all(g.snapshots for g in shards[0].groups.values()))

@@ -322,6 +322,20 @@ def message(edges: Edges, records: list[Record]) -> bytes:
     return value
 
 
+def test_a_node_in_the_mirror_of_another_group_is_a_dead_letter(tmp_path: Path) -> None:
+    a, b = two_homes()
+    logs, server = MemorySource([edge(a, b, 5)], TOPICS, GROUPS), MemoryServer()
+    sender = open_owner(tmp_path, logs, server, logs_home(a))
+    settle([sender], serving=False)
+    wrong = next(n for n in range(GROUPS) if n not in (logs_home(a), logs_home(b)))
+    logs.put(Record(sender.mirror.sent[0][1], None, wrong, 1))
+    receiver = open_owner(tmp_path, logs, server, wrong)
+    settle([receiver], serving=False)
+    (letter,) = receiver.shard.dead_letters.letters  # type: ignore[attr-defined]
+    assert (letter.batch.topic, letter.error) == (1, "misplaced")
+    assert not receiver.group.state.index
+
+
 def test_rows_of_one_record_are_not_taken_for_repeats_of_each_other() -> None:
     """An arrow message of many rows, cut into several messages of the mirror."""
     import pyarrow as pa

@@ -55,6 +55,16 @@ def test_the_demos_settings_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.source.hosts == ["localhost:9092"]
 
 
+def test_what_only_a_graph_has_is_refused_elsewhere_and_what_it_needs_is_asked_for() -> None:
+    events = MINIMAL + 'mirror_topic = "m"'
+    assert "source.mirror_topic is for graphs" in refused(events)
+    graph = MINIMAL.replace('time = "at"', 'time = "at"\nkind = "graph"\nneighbour = "whom"')
+    check(parse(graph))
+    assert "murmur2" in refused(graph + "check_partition = false")
+    assert "'t', which is the mirror" in refused(graph + 'mirror_topic = "t"')
+    assert "no topic's name" in refused(graph + 'mirror_topic = "a b"')
+
+
 INSIDE = {
     "unknown table": ("[kafka]\na = 1", "kafka: there is no such key. Remove it"),
     "unknown key": ("[shard]\nshard = 2", "shard.shard: there is no such key. Remove it"),
