@@ -188,6 +188,8 @@ def test_a_deletion_outlives_a_crash_and_the_loss_of_the_newest_snapshot(tmp_pat
         newest_file.write_bytes(whole[:-1])
         without_the_newest = learn(tmp_path, epoch=60 + number, held_out_share=0.0)
         assert not residents_of(without_the_newest) & set(gone[: number - 1])
+        aside = newest_file.parent.with_name(newest_file.parent.name + ".damaged")
+        aside.rename(newest_file.parent)
         newest_file.write_bytes(whole)
     noted = json.loads((tmp_path / "forgotten.json").read_text())
     assert noted == gone[-1:], "what both kept snapshots have forgotten is not noted for ever"
