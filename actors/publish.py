@@ -29,7 +29,7 @@ from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
-from schemas.published import Gate, Manifest, Overlap
+from schemas.published import OF_EDGES, OF_RECORDS, Gate, Manifest, Overlap
 from schemas.records import StreamConfig, Windows
 from schemas.stats import PublisherStats
 
@@ -237,6 +237,7 @@ class Publish:
             session_gap_us=self._stream.shape.session_gap_us,
             state=self._encoder.state,
             **described(graphs),
+            anchor=OF_EDGES if self._stream.graph else OF_RECORDS,
             snapshot=snapshot.path.name,
             updates=snapshot.meta["updates"],
             gates=(gate,),

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from daemon import servers
 from daemon.cli import fetch_status
+from daemon.demo_graph import GraphReport
 from daemon.demo_report import Report
 from daemon.flights import flights, messages
 from daemon.reading import Reader
@@ -31,15 +33,24 @@ from schemas.errors import AfreshError
 from schemas.stats import Latency
 
 PARTITIONS = 2
-BUDGET_S = 170.0
-"""The demo ends by itself within this time, whatever has been reached."""
-UPDATES = 1500
+BUDGET_S, GRAPH_BUDGET_S = 170.0, 80.0
+"""Either stream ends by itself within this time, whatever has been reached."""
+UPDATES, GRAPH_UPDATES = 1500, 600
 """Enough to see what is learnt; learning itself never ends."""
 HISTORY = 0.3
 """This share of the flights is sent at once; the others follow after the first release, at RATE, so that
 freshness is what a stream sees and not what a backlog does."""
 RATE = 6000.0
 """Records per second."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When a stream has been seen enough."""
+
+    records: int
+    updates: int
+    budget_s: float
 
 
 class Demo:
@@ -51,6 +62,7 @@ class Demo:
         self._sent = 0
         self._error: BaseException | None = None
         self._rates: deque[tuple[float, int]] = deque(maxlen=20)
+        self._log = self.folder / "daemon.log"
 
     def run(self) -> int:
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
@@ -71,10 +83,12 @@ class Demo:
                 sender.start()
                 stack.callback(sender.join, 20)
                 stack.callback(self._stop.set)  # last in, first out: before anything else stops
-                status = self._watch(settings, daemon, len(table), began)
+                plan = Plan(len(table), UPDATES, BUDGET_S)
+                status = self._watch(settings, daemon, plan, began)
                 report = Report(settings, table)
                 self.out.print(report.summary(status, time.monotonic() - began))
                 self.out.print(report.nearest())
+                self._graph(stack, table)
                 if self.keep:
                     stack.pop_all()
                 else:  # the vectors are read; what follows has the machine to itself
@@ -91,6 +105,26 @@ class Demo:
             finally:
                 self._stop.set()
         return 0
+
+    def _graph(self, stack: contextlib.ExitStack, table: Any) -> None:
+        """The same topic as a graph, read by a daemon of its own."""
+        config = Path(__file__).parent.parent / "deploy" / "demo-graph.toml"
+        settings = load(config)
+        servers.create_topics(os.environ["AFRESH_KAFKA"], {f"{settings.name}.mirror": PARTITIONS})
+        if os.environ["AFRESH_DEMO_NAME"] != "flights":
+            stack.callback(
+                self._leave_clean, settings, os.environ["AFRESH_KAFKA"], [f"{settings.name}.mirror"]
+            )
+        self.out.print("The same flights as a graph, from planes to airports.")
+        report = GraphReport(settings, table)
+        self._log = self.folder / "daemon-graph.log"
+        self._rates.clear()
+        began = time.monotonic()
+        daemon = self._daemon(stack, config)
+        plan = Plan(report.rows, GRAPH_UPDATES, GRAPH_BUDGET_S)
+        status = self._watch(settings, daemon, plan, began)
+        self.out.print(report.nearest(facts_of(status)))
+        self.out.print(report.next_flights())
 
     # -- what it starts ---------------------------------------------------------------------------
 
@@ -126,20 +160,20 @@ class Demo:
         config = Path(__file__).parent.parent / "deploy" / "demo.toml"
         settings = load(config)
         if name != "flights":
-            stack.callback(self._leave_clean, settings, brokers)
+            topic = settings.source.topics[0]
+            stack.callback(self._leave_clean, settings, brokers, [topic, f"{topic}.dlq"])
         return settings, config
 
-    def _leave_clean(self, settings: Settings, brokers: str) -> None:
+    def _leave_clean(self, settings: Settings, brokers: str, topics: list[str]) -> None:
         """On servers that are not ours, what we made goes with us."""
         with contextlib.suppress(Exception):
             Reader(settings).remove()
         with contextlib.suppress(Exception):
-            topic = settings.source.topics[0]
             with contextlib.closing(kafka.KafkaAdminClient(bootstrap_servers=brokers)) as admin:
-                admin.delete_topics([topic, f"{topic}.dlq"])
+                admin.delete_topics(topics)
 
     def _daemon(self, stack: contextlib.ExitStack, config: Path) -> "subprocess.Popen[bytes]":
-        log = (self.folder / "daemon.log").open("wb")
+        log = self._log.open("wb")
         process = subprocess.Popen(
             [sys.executable, "-m", "daemon", "run", "--config", str(config)],
             stdout=log,
@@ -187,7 +221,7 @@ class Demo:
     # -- what it shows ----------------------------------------------------------------------------
 
     def _watch(
-        self, settings: Settings, daemon: "subprocess.Popen[bytes]", total: int, began: float
+        self, settings: Settings, daemon: "subprocess.Popen[bytes]", plan: "Plan", began: float
     ) -> dict[str, Any]:
         """Shows the daemon's status until all is read, learnt and released. Returns the last one."""
         bar = Progress(
@@ -196,9 +230,9 @@ class Demo:
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             TimeElapsedColumn(),
         )
-        sent = bar.add_task("sent to Kafka ", total=total)
-        read = bar.add_task("read by afresh", total=total)
-        learnt = bar.add_task("updates       ", total=UPDATES)
+        sent = bar.add_task("sent to Kafka ", total=plan.records)
+        read = bar.add_task("read by afresh", total=plan.records)
+        learnt = bar.add_task("updates       ", total=plan.updates)
         status: dict[str, Any] = {}
         release_wanted: int | None = None
         with Live(bar, console=self.out, refresh_per_second=4) as live:
@@ -212,15 +246,15 @@ class Demo:
                     facts = facts_of(status)
                     if facts["release"] and facts["owed"] == 0:
                         self._released.set()
-                    bar.update(sent, completed=self._sent)
+                    bar.update(sent, completed=min(self._sent, plan.records))
                     bar.update(read, completed=facts["records"])
-                    bar.update(learnt, completed=min(facts["updates"], UPDATES))
+                    bar.update(learnt, completed=min(facts["updates"], plan.updates))
                     live.update(Group(bar, self._tiles(facts, status)))
-                    done = facts["records"] >= total and facts["lag"] == 0
+                    done = facts["records"] >= plan.records and facts["lag"] == 0
                     if (
                         release_wanted is None
                         and done
-                        and (facts["updates"] >= UPDATES or elapsed > BUDGET_S - 30)
+                        and (facts["updates"] >= plan.updates or elapsed > plan.budget_s - 30)
                     ):
                         release_wanted = facts["release"] + 1
                     settled = facts["owed"] == 0 and facts["oldest"] == facts["release"]
@@ -230,7 +264,7 @@ class Demo:
                         and settled
                     ):
                         return status
-                if elapsed > BUDGET_S:
+                if elapsed > plan.budget_s:
                     if facts_of(status)["release"] if status else 0:
                         return status
                     raise AfreshError(f"no release after {elapsed:.0f} s. {self._why(daemon)}")
@@ -239,9 +273,9 @@ class Demo:
     def _why(self, daemon: "subprocess.Popen[bytes]") -> str:
         if self._error is not None:
             return f"the flights could not be sent: {self._error}"
-        tail = (self.folder / "daemon.log").read_text(errors="replace").splitlines()[-15:]
+        tail = self._log.read_text(errors="replace").splitlines()[-15:]
         state = "is still running" if daemon.poll() is None else f"ended with {daemon.returncode}"
-        return f"the daemon {state}; the end of {self.folder / 'daemon.log'}:\n" + "\n".join(tail)
+        return f"the daemon {state}; the end of {self._log}:\n" + "\n".join(tail)
 
     def _tiles(self, facts: dict[str, Any], status: dict[str, Any]) -> Panel:
         now = time.monotonic()

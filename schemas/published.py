@@ -31,6 +31,10 @@ EDGE = np.dtype([("time_us", "<i8"), ("neighbour", "<i8"), ("direction", "<f4")]
 (category_hash of the name), and 1.0 where the node is the edge's source. `score` reads two nodes' edges."""
 
 
+OF_RECORDS = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
+OF_EDGES = "the newest L edges of the node that were not removed, in order of (time, topic, offset)"
+
+
 class Input(msgspec.Struct, frozen=True):
     """One input or output of a graph: ONNX name, dtype, shape (numbers, or names of free axes)."""
 
@@ -85,7 +89,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     score_out: tuple[Input, ...] = ()
     score_sha256: str = ""
     category_hash: str = "xxh3_64(seed=0) of the UTF-8 text as two's complement int64"
-    anchor: str = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
+    anchor: str = OF_RECORDS
     snapshot: str = ""  # the learner snapshot it came from
     updates: int = 0  # optimiser updates behind it
     gates: tuple[Gate, ...] = ()
