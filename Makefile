@@ -92,7 +92,7 @@ $(VENV)/.uv: $(VENV)/.python deploy/requirements-uv.txt
 $(VENV)/.requirements: $(VENV)/.uv requirements.txt
 	@echo "Installing the packages of requirements.txt (3 GB to download the first time)."
 	@$(UV) pip sync --python $(BIN)/python --require-hashes --build-constraints requirements.txt \
-	  requirements.txt
+	  --compile-bytecode requirements.txt
 	@touch $@
 
 $(VENV)/.afresh: $(VENV)/.requirements pyproject.toml

@@ -56,6 +56,8 @@ def start(folder: Path, ray_folder: str, object_store_mb: int) -> None:
         "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # one heap for all threads: with one each, releases and snapshots leave holes that grow for months
+        "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
         "RAY_worker_niceness": "0",  # 15 unless told: shards would wait for whoever else runs here
         "RAY_task_events_report_interval_ms": "0",  # else the GCS keeps what every call did
         "RAY_DISABLE_IMPORT_WARNING": "1",

@@ -1,5 +1,8 @@
 """A graph on four partitions: whatever dies, each edge counts once on each side."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -56,6 +59,11 @@ def test_a_node_publishes_its_edges_and_pairs_are_scored_by_them(graph: Service)
     assert np.isfinite(logits).all() and np.ptp(logits) > 0
     alone = graph.reader.score(names[0], names[3:4], now_us)
     assert alone[0][1] == pytest.approx(logits[2], abs=1e-5), "company changes no score"
+    command = [sys.executable, "-m", "daemon", "score", names[0], names[3], "nobody", "--json"]
+    asked = [*command, "--now", "2033-05-18T03:33:20Z", "--config", str(graph.config)]
+    printed = json.loads(subprocess.run(asked, capture_output=True, check=True, timeout=60).stdout)
+    assert printed[0] == {"node": names[3], "score": pytest.approx(logits[2], abs=1e-5)}
+    assert printed[1] == {"node": "nobody", "score": None}
     with pytest.raises(AfreshError, match="no node 'nobody'"):
         graph.reader.score("nobody", names[:1], now_us)
 
