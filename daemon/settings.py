@@ -4,7 +4,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -118,8 +118,8 @@ _REFERENCE = re.compile(r"\$\{(\w+)\}")
 def parse(text: str, name: str = "the settings") -> Settings:
     """Settings from TOML. `${NAME}` in any text is the environment's NAME. Raises SettingsError."""
     try:
-        raw = msgspec.toml.decode(text)
-        return msgspec.convert(_expanded(raw, ""), Settings)
+        raw = _expanded(msgspec.toml.decode(text), "")
+        return msgspec.convert(_of_its_kind(raw), Settings)
     except SettingsError as error:
         raise SettingsError(f"{name}: {error}") from error
     except msgspec.ValidationError as error:
@@ -131,6 +131,15 @@ def parse(text: str, name: str = "the settings") -> Settings:
         ) from error
     except msgspec.DecodeError as error:
         raise SettingsError(f"{name} is not TOML: {error}") from error
+
+
+def _of_its_kind(raw: Any) -> Any:
+    """With what a graph's encoder and objective are where nothing is said of them."""
+    stream, learner = raw.get("stream"), raw.setdefault("learner", {})
+    if isinstance(stream, dict) and stream.get("kind") == "graph" and isinstance(learner, dict):
+        raw.setdefault("encoder", {"name": _tag(TemporalAttentionConfig())})
+        learner.setdefault("objective", [{"name": _tag(NextInteractionConfig())}])
+    return raw
 
 
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`")

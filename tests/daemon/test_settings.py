@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.settings import Settings, check, load, parse
+from learning.config import NextInteractionConfig, TemporalAttentionConfig
 from schemas.errors import SettingsError
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo.toml"
@@ -59,7 +60,15 @@ def test_what_only_a_graph_has_is_refused_elsewhere_and_what_it_needs_is_asked_f
     events = MINIMAL + 'mirror_topic = "m"'
     assert "source.mirror_topic is for graphs" in refused(events)
     graph = MINIMAL.replace('time = "at"', 'time = "at"\nkind = "graph"\nneighbour = "whom"')
-    check(parse(graph))
+    settings = parse(graph)
+    check(settings)
+    assert isinstance(settings.encoder, TemporalAttentionConfig)
+    assert isinstance(settings.learner.objective[0], NextInteractionConfig)
+    assert 'whose encoder is "temporal_attention"' in refused(graph + "[encoder]\nname = 'gru'")
+    coles = "[[learner.objective]]\nname = 'coles'"
+    assert 'which learns by "next_interaction"' in refused(graph + coles)
+    attention = "[encoder]\nname = 'temporal_attention'"
+    assert 'whose encoder is "gru"' in refused(MINIMAL + attention)
     assert "murmur2" in refused(graph + "check_partition = false")
     assert "'t', which is the mirror" in refused(graph + 'mirror_topic = "t"')
     assert "no topic's name" in refused(graph + 'mirror_topic = "a b"')
