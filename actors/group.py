@@ -25,7 +25,7 @@ from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
 from actors.state import State, Touched
 from schemas.errors import SnapshotError
 from schemas.published import EDGE
-from schemas.records import DIRECTION, I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape
+from schemas.records import DIRECTION, I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape, Windows
 from schemas.stats import GroupStats
 
 QUEUE = 16_384
@@ -212,6 +212,16 @@ class Group:
         touched = self.state.apply(decoded)
         self.owe(touched)
         return touched
+
+    def without_buried(self, edges: Windows, decoded: Decoded) -> Windows:
+        """The edges (windows of one row, of the records that delete nothing) without those of nodes that were
+        deleted since they were produced: the learner has forgotten these."""
+        if not self.buried.since:
+            return edges
+        stamps = decoded.timestamp_ms[~decoded.deleted]
+        ended = self.buried.before(edges.entity, stamps)
+        ended |= self.buried.before(edges.rows.categories[:, NEIGHBOUR], stamps)
+        return edges.of_one_row(~ended) if ended.any() else edges
 
     def _without_buried(self, decoded: Decoded, edges: Edges) -> Decoded:
         """Deleted nodes are nobody's neighbours: not in the rings, nor in what came before in the batch,

@@ -27,7 +27,7 @@ from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfi
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from schemas.errors import SnapshotError
-from schemas.records import Shape, Windows
+from schemas.records import OFFSET_BITS, Shape, Windows
 from schemas.stats import LearnerStats
 
 log = structlog.get_logger()
@@ -154,9 +154,22 @@ class Learn:
             if mark is not None and all(map(int.__le__, positions, mark)):
                 self._skipped("stale", len(windows))
                 continue
+            if mark is not None and self._learner.shape.graph:
+                windows = self._beyond(windows, mark)
+                positions = list(map(max, positions, mark))
             self._marks[group] = positions
             self._learner.receive(windows)
             self._stats.received += len(windows)
+
+    def _beyond(self, edges: Windows, mark: list[int]) -> Windows:
+        """Edges that were not received before: unlike windows of an entity, they would count twice."""
+        position = edges.rows.position
+        offset = position & ((1 << OFFSET_BITS) - 1)
+        new = offset >= np.array(mark, np.int64)[position >> OFFSET_BITS]
+        if not new.all():
+            self._skipped("stale", int(np.count_nonzero(~new)))
+            edges = edges.of_one_row(new)
+        return edges
 
     def _count(self, step: StepStats) -> None:
         s = self._stats

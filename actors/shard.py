@@ -23,7 +23,7 @@ from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.sink import Sink, Vectors, WriteResult
 from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
-from schemas.records import I64, Decoded, Rows, Windows, category_hash
+from schemas.records import I64, NEIGHBOUR, Decoded, Rows, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
 
 LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
@@ -172,14 +172,15 @@ class Shard:
                 self._stats.dead_letters[b.error] = self._stats.dead_letters.get(b.error, 0) + 1
             if group.edges is not None and batch.topic != group.edges.mirror:
                 spread = group.edges.spread(batch.topic, decoded)
+                edges.append(group.without_buried(spread.windows, decoded))
                 decoded = spread.here
-                edges.append(spread.windows)
                 for number, message in spread.away:
                     assert self.mirror is not None
                     self.mirror.send(number, message)
             parts.append(decoded)
         touched = group.apply(parts)
         self._stats.accepted += touched.accepted
+        self._forgets += [gone.node for part in parts for gone in part.gone]
         if touched.deleted:
             self._forgets += [category_hash(name) for name in touched.deleted]
         if group.phase != "serving" or not self._sink_up:
@@ -336,11 +337,15 @@ class Shard:
         self._offer(group, group.state.windows(np.sort(slots)), began)
 
     def _offer_edges(self, group: Group, edges: list[Windows]) -> None:
-        """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows."""
-        if self.learner is None or not any(map(len, edges)) or not self._sampling.allows():
+        """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
+        remove edges always."""
+        if self.learner is None or not any(map(len, edges)):
             return
         began = self._clock()
         rows = Rows.concat([w.rows for w in edges])
+        if not (self._sampling.allows() or rows.missing[:, NEIGHBOUR].any()):
+            self._stats.sample_skipped += len(rows)
+            return
         several = (
             np.concatenate([getattr(w, n) for w in edges]) for n in ("totals", "first_us", "entity")
         )

@@ -117,7 +117,9 @@ class Reader:
         own, *others = self._ask(pipeline.execute)
         if own is None:
             raise AfreshError(f"Redis has no node {source!r} in {self._stream!r}.")
-        known = [(name, edges) for name, edges in zip(targets, others, strict=True) if edges]
+        known = [
+            (name, edges) for name, edges in zip(targets, others, strict=True) if edges is not None
+        ]
         logits = scored(graph, (source, own), known, now_us) if known else []
         by_name = dict(zip([name for name, _ in known], logits, strict=True))
         return [(name, by_name.get(name, float("-inf")), name in by_name) for name in targets]

@@ -15,6 +15,7 @@ from schemas.records import DIRECTION, EDGE_TYPE, I64, NEIGHBOUR, Bool, Rows, Sh
 
 Arrays = dict[str, npt.NDArray[Any]]
 SLACK = 2  # rings hold so many windows: what came since does not push out what was there before
+# for as many edges of one node as a window has: see EdgeReplay
 PAST = 32  # nodes that a node's own edges ever led to, at random, kept beyond the ring
 COLUMNS = ("time_us", "position", "numbers", "categories", "missing")
 OWN = ("placed", "touched", "id", "past", "led")
@@ -22,17 +23,17 @@ OWN = ("placed", "touched", "id", "past", "led")
 
 def dead(rows: Rows, there: Bool, typed: bool) -> Bool:
     """Which rows [P, R] are tombstones, or have a later tombstone of their edge. Rows in order of time."""
-    tomb = rows.missing[..., NEIGHBOUR] & there
-    out = tomb.copy()
-    for p in np.flatnonzero(tomb.any(1)).tolist():
-        hashes = rows.categories[p]
-        same = hashes[:, None, NEIGHBOUR] == hashes[None, :, NEIGHBOUR]
+    out = rows.missing[..., NEIGHBOUR] & there
+    some = np.flatnonzero(out.any(1))
+    if len(some):
+        tomb, hashes = out[some], rows.categories[some]
+        same = hashes[:, :, None, NEIGHBOUR] == hashes[:, None, :, NEIGHBOUR]
         if typed:
-            kind = np.where(rows.missing[p, :, EDGE_TYPE], 0, hashes[:, EDGE_TYPE])
-            same &= kind[:, None] == kind[None, :]
-        later = np.triu(np.ones(same.shape, np.bool_), 1)
-        out[p] |= (same & later & tomb[p][None, :]).any(1)
-    return out
+            kind = np.where(rows.missing[some, :, EDGE_TYPE], 0, hashes[..., EDGE_TYPE])
+            same &= kind[:, :, None] == kind[:, None, :]
+        later = np.triu(np.ones(same.shape[1:], np.bool_), 1)
+        out[some] |= (same & later & tomb[:, None, :]).any(2)
+    return np.asarray(out)
 
 
 @dataclass(slots=True)
@@ -88,15 +89,29 @@ class Adjacency:
         slots = self.slots_for(ids)
         self._lead(slots[:n], target)
         order = np.lexsort((np.concatenate([np.arange(n), np.flatnonzero(~loops)]), slots))
-        slots, both = slots[order], both.take(order)
+        self._merge(slots[order], both.take(order))
+
+    def _merge(self, slots: I64, rows: Rows) -> None:
+        """Rows into the rings, which stay in order of time; of more than fit the oldest go. slots ascending."""
         starts = np.flatnonzero(np.diff(slots, prepend=-1))
         lengths = np.diff(starts, append=len(slots))
-        rank = np.arange(len(slots)) - np.repeat(starts, lengths)
-        at = (self.placed[slots] + rank) % (SLACK * self.window)
-        keep = rank >= np.repeat(lengths, lengths) - SLACK * self.window
+        steps, ring = np.arange(int(lengths.max(initial=0))), SLACK * self.window
+        at = starts[:, None] + np.minimum(steps, lengths[:, None] - 1)
+        which = slots[starts]
+        there = np.concatenate([self._there(which), steps < lengths[:, None]], 1)
+        both = {
+            name: np.concatenate([getattr(self.rows, name)[which], getattr(rows, name)[at]], axis=1)
+            for name in COLUMNS
+        }
+        stamps = np.where(there, both["time_us"], np.iinfo(np.int64).max)
+        order = np.argsort(stamps, axis=1, kind="stable")  # what is there first, oldest first
+        n = there.sum(1)
+        first = np.maximum(n - ring, 0)
+        chosen = np.take_along_axis(order, first[:, None] + np.arange(ring), axis=1)
+        line = np.arange(len(which))[:, None]
         for name in COLUMNS:
-            getattr(self.rows, name)[slots[keep], at[keep]] = getattr(both, name)[keep]
-        self.placed[slots[starts]] += lengths
+            getattr(self.rows, name)[which] = both[name][line, chosen]
+        self.placed[which] = np.minimum(n, ring)
 
     def _lead(self, slots: I64, targets: I64) -> None:
         """A sample of each node's targets, each once: the k-th takes a place with probability PAST / k."""
@@ -153,55 +168,46 @@ class Adjacency:
 
     def forget(self, ids: I64) -> None:
         """Drops these nodes, and every row that names one as a neighbour."""
+        ids = np.unique(ids)
         known = [self.index[i] for i in ids.tolist() if i in self.index]
         self._release(np.array(known, np.int64))
         live = np.fromiter(self.index.values(), np.int64, len(self.index))
         gone = np.isin(self.past[live], ids)
         self.past[live] = np.where(gone, self.id[live][:, None], self.past[live])
-        named = np.isin(self.rows.categories[live][..., NEIGHBOUR], ids)
+        named = np.isin(self.rows.categories[live][..., NEIGHBOUR], ids) & self._there(live)
         for slot in live[named.any(1)].tolist():
-            held = self._ring(np.array([slot]))
-            keep = ~np.isin(held.categories[0, :, NEIGHBOUR], ids)
+            keep = ~np.isin(self.rows.categories[slot, :, NEIGHBOUR], ids)
             keep &= self._there(np.array([slot]))[0]
             n = int(keep.sum())
             for name in COLUMNS:
-                getattr(self.rows, name)[slot, :n] = getattr(held, name)[0][keep]
+                column = getattr(self.rows, name)
+                column[slot, :n] = column[slot][keep]
             self.placed[slot] = n
 
     # -- what was there -----------------------------------------------------------------------------
 
     def _there(self, slots: I64) -> Bool:
-        """[P, R] which rows of `_ring` are rows."""
-        r = SLACK * self.window
-        return np.asarray(np.arange(r) >= r - np.minimum(self.placed[slots], r)[:, None])
-
-    def _ring(self, slots: I64) -> Rows:
-        """Columns [P, R] in the order of their coming, the newest last."""
-        r = SLACK * self.window
-        at = (self.placed[slots][:, None] + np.arange(r)) % r
-        return Rows(*(getattr(self.rows, name)[slots[:, None], at] for name in COLUMNS))
+        """[P, R] which places of the rings are taken."""
+        return np.asarray(np.arange(SLACK * self.window) < self.placed[slots][:, None])
 
     def as_of(self, slots: I64, time_us: I64) -> tuple[Rows, I64]:
-        """The newest K live edges of each node before its time, oldest first, padded behind; how many. [P, K]
+        """Of the newest K rows of each node before its time those that are live, oldest first, padded behind; how
+        many. [P, K]
 
-        slots below zero: nodes without any."""
+        As a ring of K rows would have it, tombstones included. slots below zero: nodes without any."""
         known = slots >= 0
         at = np.where(known, slots, 0)
-        rows, there = self._ring(at), self._there(at)
-        there &= known[:, None] & (rows.time_us < time_us[:, None])
-        stamps = np.where(there, rows.time_us, np.iinfo(np.int64).min)
-        if (np.diff(stamps, axis=1) < 0).any():
-            order = np.argsort(stamps, axis=1, kind="stable")
-            line = np.arange(len(at))[:, None]
-            rows, there = rows.take((line, order)), there[line, order]
+        rows = Rows(*(getattr(self.rows, name)[at] for name in COLUMNS))
+        there = self._there(at) & known[:, None] & (rows.time_us < time_us[:, None])
+        end = there.sum(1)  # in order of time: those before it come first
+        there &= np.arange(there.shape[1]) >= (end - self.window)[:, None]
         if self.removals:
             there &= ~dead(rows, there, self.shape.typed)
-        length = np.minimum(there.sum(1), self.window)
-        rank = there[:, ::-1].cumsum(1)[:, ::-1]  # of live rows, 1 for the newest
-        chosen = np.argsort(~(there & (rank <= self.window)), axis=1, kind="stable")
-        chosen = chosen[:, : self.window]
+        length = there.sum(1)
+        chosen = np.argsort(~there, axis=1, kind="stable")
         last = np.maximum(length - 1, 0)[:, None]
-        chosen = np.take_along_axis(chosen, np.minimum(np.arange(self.window), last), axis=1)
+        steps = np.minimum(np.arange(self.window), last)
+        chosen = np.take_along_axis(chosen, steps, axis=1)
         out = rows.take((np.arange(len(at))[:, None], chosen))
         out.time_us[length == 0] = time_us[length == 0, None]
         out.numbers[length == 0] = np.nan
@@ -230,13 +236,17 @@ class Adjacency:
         return {**columns, **own, "slot": used, "free": np.array(self.free), "counts": counts}
 
     def load_state_dict(self, state: Arrays) -> None:
+        """Of another number of slots: the most recently touched nodes that there is room for."""
         used, free = state["slot"], state["free"]
+        keep = np.arange(len(used))
         if len(used) + len(free) != self.slots:
-            raise ValueError("The snapshot's graph is of another learner.replay.max_bytes.")
+            keep = np.sort(np.argsort(-state["touched"], kind="stable")[: self.slots])
+            used = np.arange(len(keep))
+            free = np.arange(self.slots - 1, len(keep) - 1, -1)
         for name in COLUMNS:
-            getattr(self.rows, name)[used] = state[name]
+            getattr(self.rows, name)[used] = state[name][keep]
         for name in OWN:
-            getattr(self, name)[used] = state[name]
-        self.index = dict(zip(state["id"].tolist(), used.tolist(), strict=True))
+            getattr(self, name)[used] = state[name][keep]
+        self.index = dict(zip(state["id"][keep].tolist(), used.tolist(), strict=True))
         self.free = free.tolist()
         self.clock, self.removals = state["counts"].tolist()

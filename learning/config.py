@@ -63,7 +63,7 @@ class TemporalAttentionConfig(
 ):
     """Attention over a node's most recent edges, for graphs: `name = "temporal_attention"`."""
 
-    window: Annotated[int, Meta(ge=4, le=4096)] = 20  # K: most recent edges of a node
+    window: Annotated[int, Meta(ge=4, le=256)] = 20  # K: most recent edges of a node; memory is K²
     heads: Annotated[int, Meta(ge=1, le=64)] = 2
     neighbour_ids: bool = False  # neighbours' hashed names are an input of the vector
     pair_hidden: Annotated[int, Meta(ge=1, le=4096)] = 32  # width of the pair scorer's tokens
@@ -146,6 +146,8 @@ class NextInteractionConfig(
     def __post_init__(self) -> None:
         if not self.historical + self.matched + self.random:
             raise refuse("learner.objective.random", 0, "a contrast needs at least one negative")
+        if not self.vectors + self.pairs:
+            raise refuse("learner.objective.pairs", 0, "or vectors, must have a weight")
 
 
 ObjectiveConfig = ColesConfig | VicregConfig | BagConfig | MlemConfig | NextInteractionConfig

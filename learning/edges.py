@@ -14,6 +14,7 @@ import numpy.typing as npt
 from learning.adjacency import COLUMNS, PAST, SLACK, Adjacency
 from learning.config import NextInteractionConfig, ReplayConfig
 from learning.held_out import held_out
+from learning.kinds.events import subset
 from schemas.records import I64, NEIGHBOUR, Bool, Rows, Shape, Windows
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -21,8 +22,7 @@ RECENT = 65_536  # ends of so many edges, of which negatives are drawn by their 
 PENDING = (
     16_384  # edges that wait; past it the oldest enter the adjacency without being learnt from
 )
-HELD_BYTES = 32 << 20
-SOURCE, TARGET, NEGATIVES = 0, 1, 2
+SOURCE, TARGET = 0, 1
 
 
 @dataclass(slots=True)
@@ -92,9 +92,10 @@ class Store:
             return
         at = (self.placed - len(self) + np.arange(len(self))) % self.slots
         kept = self.take(at)
-        left = some(kept, which(kept))
-        self.placed = 0
-        self.add(left)
+        stay = which(kept)
+        if not stay.all():
+            self.placed = 0
+            self.add(some(kept, stay))
 
     def forget(self, ids: I64) -> None:
         """Examples in which one of these takes part, or is a neighbour, go."""
@@ -107,16 +108,22 @@ class Store:
 
     def state_dict(self) -> Arrays:
         used = {name: a[: len(self)] for name, a in self._columns.items()}
-        return {**used, "placed": np.array([self.placed])}
+        return {**used, "placed": np.array([self.placed, self.slots])}
 
     def load_state_dict(self, state: Arrays) -> None:
+        """What fits of one that had other room; nothing of one with other negatives."""
         columns = {name: a for name, a in state.items() if name != "placed"}
-        self.placed = 0
-        if columns and len(columns["time_us"]):
-            if len(columns["time_us"]) > self.slots:
-                raise ValueError("The snapshot's replay is larger than learner.replay.max_bytes.")
-            self.add(Examples.of_arrays(columns))
-        self.placed = int(state["placed"][0])
+        placed, slots = state["placed"].tolist()
+        self.placed, self._columns = 0, {}
+        if not columns or columns["nodes"].shape[1] != self._nodes:
+            return
+        n = len(columns["nodes"])
+        if slots != self.slots:
+            newest = (placed - n + np.arange(n)) % slots
+            columns = {name: a[newest[-self.slots :]] for name, a in columns.items()}
+            placed = min(n, self.slots)
+        self.add(Examples.of_arrays(columns))
+        self.placed = placed
 
 
 class EdgeReplay:
@@ -129,7 +136,8 @@ class EdgeReplay:
         self._config, self._contrast, self._shape = config, contrast, shape
         nodes = 2 + contrast.historical + contrast.matched + contrast.random
         each = SLACK * window * row + 8 * PAST + 200
-        self.adjacency = Adjacency(shape, window, max(64, config.max_bytes // 2 // each))
+        slots = max(64, 8 * window, config.max_bytes // 2 // each)
+        self.adjacency = Adjacency(shape, window, slots)
         self.store = Store(config.max_bytes // 2, shape, window, nodes)
         self._waiting: deque[tuple[I64, Rows]] = deque()
         self.waiting = 0
@@ -165,17 +173,18 @@ class EdgeReplay:
         return np.concatenate(sources), Rows.concat(parts)
 
     def _enter(self, source: I64, rows: Rows) -> None:
-        self.adjacency.add(source, rows)
+        for first in range(0, len(rows), self.adjacency.window):
+            part = slice(first, first + self.adjacency.window)
+            self.adjacency.add(source[part], rows.take(part))
         ends = rows.categories[~rows.missing[:, NEIGHBOUR], NEIGHBOUR][-RECENT:]
         self._ends[(self._ended + np.arange(len(ends))) % RECENT] = ends
         self._ended += len(ends)
 
-    def enter(self, n: int) -> I64:
-        """Lets the n oldest that wait into the adjacency without learning from them; their sources."""
+    def enter(self, n: int) -> None:
+        """Lets the n oldest that wait into the adjacency without learning from them."""
         source, rows = self._pop(n)
         self._enter(source, rows)
         self.unlearnt += len(source)
-        return np.unique(source)
 
     def draw(self, n: int, share: float, held: Store, rng: np.random.Generator) -> Examples | None:
         """Up to n edges: half of them those that wait. share: of held-out nodes; their edges go to `held`."""
@@ -191,17 +200,23 @@ class EdgeReplay:
     def _fresh(
         self, n: int, share: float, held: Store, rng: np.random.Generator
     ) -> Examples | None:
-        source, rows = self._pop(n)
-        self._enter(source, rows)  # what is cut is as of before each edge
-        adds = np.flatnonzero(~rows.missing[:, NEIGHBOUR])
-        source, target = source[adds], rows.categories[adds, NEIGHBOUR]
-        if not len(adds):
-            return None
-        cut = self._cut(source, target, rows.time_us[adds], share, rng)
-        apart = held_out(source, share) | held_out(target, share)
-        if apart.any():
-            held.add(some(cut, apart))
-        return some(cut, ~apart) if not apart.all() else None
+        """In parts of a window at most: more edges of one node would push out what was there before them."""
+        parts = []
+        while n > 0 and self.waiting:
+            source, rows = self._pop(min(n, self.adjacency.window))
+            n -= len(source)
+            self._enter(source, rows)  # what is cut is as of before each edge
+            adds = np.flatnonzero(~rows.missing[:, NEIGHBOUR])
+            if not len(adds):
+                continue
+            source, target = source[adds], rows.categories[adds, NEIGHBOUR]
+            cut = self._cut(source, target, rows.time_us[adds], share, rng)
+            apart = held_out(source, share) | held_out(target, share)
+            if apart.any():
+                held.add(some(cut, apart))
+            if not apart.all():
+                parts.append(some(cut, ~apart))
+        return Examples.concat(parts) if parts else None
 
     def _cut(
         self, source: I64, target: I64, time_us: I64, share: float, rng: np.random.Generator
@@ -241,8 +256,7 @@ class EdgeReplay:
         slots = slots[held_out(a.id[slots], share) == held]
         slots = slots[np.argsort(-a.touched[slots], kind="stable")[: 2 * n]]
         windows = a.windows(slots)
-        there = np.flatnonzero(np.diff(windows.offsets) > 0)[:n]
-        return a.windows(slots[there])
+        return subset(windows, np.flatnonzero(np.diff(windows.offsets) > 0)[:n])
 
     def forget(self, ids: I64) -> None:
         self.adjacency.forget(ids)

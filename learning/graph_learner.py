@@ -8,13 +8,14 @@ import torch
 
 from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig, refuse
 from learning.contract import Objective
-from learning.edges import HELD_BYTES, SOURCE, TARGET, EdgeReplay, Examples, Store, some
+from learning.edges import SOURCE, TARGET, EdgeReplay, Examples, Store, some
 from learning.held_out import held_out, lowered
 from learning.kinds.events import pad, subset
 from learning.kinds.graph import Graph
 from learning.learner import NORMALISER_WINDOWS, Learner
+from learning.learner_state import HELD_BYTES
 from learning.student import moved
-from schemas.records import I64, Bool, Shape, Windows
+from schemas.records import I64, NEIGHBOUR, Bool, Shape, Windows
 
 
 class GraphLearner(Learner):
@@ -35,7 +36,6 @@ class GraphLearner(Learner):
         if not shape.graph:
             raise refuse("stream.kind", '"events"', f'the encoder needs "graph": {encoder}')
         super().__init__(config, encoder, shape, own_objectives, device)
-        self._counted = 0  # nodes when the held-out share was looked at
 
     def _remember(self) -> None:
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
@@ -49,12 +49,20 @@ class GraphLearner(Learner):
     def receive(self, windows: Windows) -> int:
         """Takes edges in; returns how many there were."""
         self.received += len(windows)
-        rows = windows.rows
-        own = self.encoder.own_categories
-        self.admission.add(rows.categories[:, own], rows.missing[:, own])
+        self._admit_both(windows)
         self.replay.add(windows)
         self.records += len(windows)
         return len(windows)
+
+    def _admit_both(self, windows: Windows) -> None:
+        """Counts the categories of both ends' rows: the far one has the source for its neighbour."""
+        rows, own = windows.rows, self.encoder.own_categories
+        apart = held_out(windows.entity, self.share)
+        apart |= held_out(rows.categories[:, NEIGHBOUR], self.share)
+        far = rows.categories.copy()
+        far[:, NEIGHBOUR] = windows.entity
+        for categories in (rows.categories, far):
+            self.admission.add(categories[~apart][:, own], rows.missing[~apart][:, own])
 
     def _ready(self) -> bool:
         return len(self.replay) >= 2 and (self.updates > 0 or self.received >= self._first)
@@ -66,9 +74,8 @@ class GraphLearner(Learner):
 
     def prepare(self) -> None:
         if self.updates == 0 and not self.moments.n.any():  # the normaliser needs neighbourhoods
-            first = self.replay.enter(self._first // 2)
-            sample = self.replay.adjacency.windows(self.replay.adjacency.slots_for(first))
-            self._measure(sample)
+            self.replay.enter(self._first // 2)
+            self._measure(self.windows(NORMALISER_WINDOWS, held=False))
         super().prepare()
 
     def _measure(self, windows: Windows) -> None:
@@ -83,14 +90,14 @@ class GraphLearner(Learner):
         if drawn is None or len(drawn) < 2:
             return None
         if self.updates % 16 == 0:
-            self._measure(self.replay.newest(NORMALISER_WINDOWS))
+            self._measure(self.windows(NORMALISER_WINDOWS, held=False))
         return drawn
 
     def _lower_share(self) -> None:
         nodes, c = len(self.replay.adjacency), self.config
-        if self.share <= c.held_out_share or nodes < 1.05 * self._counted + 16:
+        if self.share <= c.held_out_share or nodes < 1.05 * self.counted + 16:
             return
-        self._counted = nodes
+        self.counted = nodes
         every = np.fromiter(self.replay.adjacency.index, np.int64, nodes)
         apart = int(held_out(every, self.share).sum())
         share = lowered(self.share, apart, c.held_out_share, c.held_out_entities)

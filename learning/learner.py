@@ -73,6 +73,7 @@ class Learner:
         self.device = torch.device(device)
         self.updates = self.attempts = self.sequences = self.received = self.records = 0
         self.skipped: dict[str, int] = {}
+        self.counted = 0  # nodes of a graph when the held-out share was looked at last
         self.share = MOST if config.held_out_share else 0.0
         self.rng = np.random.default_rng(config.seed)
         with torch.random.fork_rng(devices=[]):
@@ -241,7 +242,7 @@ class Learner:
 
     def _set_bounds(self) -> None:
         if self.shape.numbers:
-            some = self.replay.newest(EVALUATED).rows.numbers
+            some = self.windows(EVALUATED, held=False).rows.numbers
             for fields in (self.encoder.fields, self.ema.fields):
                 fields.low, fields.high = (t.to(self.device) for t in clip_bounds(some))
         mean, scale = (t.to(self.device) for t in self.moments.mean_and_scale())

@@ -9,19 +9,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from learning import encoders
-from learning.config import EncoderConfig, LearnerConfig, ReplayConfig
-from learning.encoders.base import Encoder
+from learning.config import ReplayConfig
 from learning.replay import Replay
 from schemas.errors import SnapshotError
-from schemas.records import Shape, Windows
+from schemas.records import Shape
 
 if TYPE_CHECKING:
     from learning.learner import Learner
 
 FORMAT = 1
 HELD_BYTES = 32 << 20
-COUNTERS = ("updates", "attempts", "sequences", "received", "records", "share")
+COUNTERS = ("updates", "attempts", "sequences", "received", "records", "share", "counted")
 
 Flat: TypeAlias = dict[str, Tensor | npt.NDArray[Any]]
 Meta: TypeAlias = dict[str, Any]
@@ -77,34 +75,7 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
     learner.skipped = dict(meta["skipped"])
     learner.rng.bit_generator.state = _numbers(meta["rng"])
     for name in COUNTERS:
-        setattr(learner, name, meta[name])
-
-
-def released_from(
-    flat: Mapping[str, Tensor | npt.NDArray[Any]], config: EncoderConfig, shape: Shape
-) -> Encoder:
-    """The averaged encoder of a snapshot, on the CPU: what a release is made of."""
-    with torch.random.fork_rng(devices=[]):
-        encoder = encoders.build(config, shape)
-    encoder.load_state_dict({k: torch.as_tensor(v) for k, v in _under(flat, "ema").items()})
-    return encoder.eval().requires_grad_(requires_grad=False)
-
-
-def windows_from(
-    flat: Mapping[str, Tensor | npt.NDArray[Any]],
-    part: str,
-    n: int,
-    config: tuple[LearnerConfig, EncoderConfig, Shape],
-) -> Windows:
-    """The newest window each of up to n entities of a snapshot; part: "replay" or "held"."""
-    learner, encoder, shape = config
-    kept = (
-        Replay(learner.replay, shape, encoder.window)
-        if part == "replay"
-        else held_store(learner.replay, shape, encoder.window)
-    )
-    kept.load_state_dict({k: np.asarray(v) for k, v in _under(flat, part).items()})
-    return kept.newest(n)
+        setattr(learner, name, meta.get(name, 0))  # `counted` came later than its format
 
 
 def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:

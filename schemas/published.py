@@ -32,7 +32,7 @@ EDGE = np.dtype([("time_us", "<i8"), ("neighbour", "<i8"), ("direction", "<f4")]
 
 
 OF_RECORDS = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
-OF_EDGES = "the newest L edges of the node that were not removed, in order of (time, topic, offset)"
+OF_EDGES = "of the newest L rows of the node by (time, topic, offset) the edges that no row among them removes"
 
 
 class Input(msgspec.Struct, frozen=True):

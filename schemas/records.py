@@ -210,6 +210,12 @@ class Windows:
     def nbytes(self) -> int:
         return self.rows.nbytes + self.totals.nbytes + 8 * 3 * len(self)
 
+    def of_one_row(self, which: Bool) -> Self:
+        """Some of windows that have one row each."""
+        rows, n = self.rows.take(which), int(np.count_nonzero(which))
+        columns = self.totals[which], self.first_us[which], self.entity[which]
+        return type(self)(rows, np.arange(n + 1), *columns)
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All columns by name, for a file."""
         rows = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}

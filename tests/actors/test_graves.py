@@ -1,6 +1,7 @@
 """Edges that were removed are, for readers of the state, as if they had never been; whatever the order."""
 
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.graves import forget_neighbours
+from actors.group import Group
 from actors.snapshot import Folder, GroupSnapshot, restore
 from actors.state import State
-from schemas.records import EDGE_TYPE, NEIGHBOUR, Decoded, Rows, Shape, contributions
+from schemas.records import EDGE_TYPE, NEIGHBOUR, Decoded, Rows, Shape, Windows, contributions
 
 GAP = 5
 UNTYPED, TYPED = Shape(3, 2, GAP, graph=True), Shape(3, 3, GAP, graph=True, typed=True)
@@ -54,6 +56,20 @@ def decoded(edges: list[Edge], shape: Shape) -> Decoded:
     return Decoded(
         rows_of(edges, shape), nodes, np.zeros(n, np.bool_), np.zeros(n, np.int64), [""] * n
     )
+
+
+def test_edges_of_deleted_nodes_are_not_offered_to_the_learner(tmp_path: Path) -> None:
+    """Another partition, read later, still holds what was produced before the deletion."""
+    group = Group(0, 1, ("t",), State(UNTYPED, 8, 3, 64), [0], tmp_path)
+    rows = rows_of([Edge("a", 1, 0, 7), Edge("b", 2, 1, 8), Edge("a", 3, 2, 7)], UNTYPED)
+    late = Decoded(rows, ["a", "b", "a"], np.zeros(3, np.bool_), np.array([10, 10, 30]))
+    none = np.zeros((3, UNTYPED.totals))
+    offered = Windows(rows, np.arange(4), none, rows.time_us, np.array([1, 2, 1]))
+    assert group.without_buried(offered, late) is offered
+    group.buried.add(7, 20)
+    assert group.without_buried(offered, late).rows.position.tolist() == [1, 2]
+    group.buried.add(2, 20)
+    assert group.without_buried(offered, late).rows.position.tolist() == [2]
 
 
 def fed(edges: list[Edge], cuts: list[int], shape: Shape, window: int) -> State:

@@ -13,6 +13,9 @@ from actors.snapshot import Folder, folders
 from learning.config import GruConfig, LearnerConfig, ReplayConfig
 from schemas.errors import SnapshotError
 from schemas.records import Windows
+from tests.learning import edge_streams
+from tests.learning.edge_streams import CONFIG as EDGES
+from tests.learning.edge_streams import ENCODER as NODES
 from tests.learning.streams import random_windows
 from tests.services import ENCODER, STREAM
 
@@ -193,6 +196,19 @@ def test_a_deletion_outlives_a_crash_and_the_loss_of_the_newest_snapshot(tmp_pat
         newest_file.write_bytes(whole)
     noted = json.loads((tmp_path / "forgotten.json").read_text())
     assert noted == gone[-1:], "what both kept snapshots have forgotten is not noted for ever"
+
+
+def test_edges_that_are_offered_again_are_not_learnt_from_again(tmp_path: Path) -> None:
+    """The far topic has gone on meanwhile, and a batch straddles what was taken."""
+    graph = Learn(EDGES, NODES, edge_streams.SHAPE, tmp_path, 1, RELEASE, FakeClock())
+    offered = edge_streams.edges([1, 2, 3], [4, 5, 6], [1, 2, 3])  # offsets 0 to 2 of topic 0
+    graph.offer([(0, [3, 10], offered)])
+    graph.offer([(0, [3, 11], offered)])
+    more = edge_streams.edges([3, 7], [6, 8], [3, 4], first=2)
+    graph.offer([(0, [4, 11], more)])
+    graph.turn()
+    assert graph._learner.received == 4
+    assert graph.stats().skipped == {"stale": 4}
 
 
 def residents_of(learner: Learn) -> set[int]:

@@ -104,6 +104,44 @@ def test_forgotten_nodes_are_gone_from_their_neighbours_too():
     assert set(targets.ravel().tolist()) <= {1, 2}, "itself stands for none"
 
 
+def test_a_node_forgotten_twice_is_forgotten_once():
+    graph = Adjacency(SHAPE, 4, 64)
+    add(graph, edges([1, 2], [2, 3], [1, 2]))
+    graph.forget(np.array([1, 1, 9, 9]))
+    graph.forget(np.array([1]))
+    assert sorted(graph.index) == [2, 3] and len(graph.free) == 62
+
+
+def test_late_edges_do_not_push_out_newer_ones():
+    graph = Adjacency(SHAPE, 4, 64)
+    for first in (100, 0):
+        for at in range(first, first + 20, 4):
+            nodes = list(range(1000 + at, 1004 + at))
+            add(graph, edges([1] * 4, nodes, list(range(at, at + 4))))
+    assert [at for at, _, _ in asked(graph, 1, 999)] == [116, 117, 118, 119]
+
+
+def test_what_is_removed_has_its_place_among_the_newest_as_in_the_ring_of_a_shard():
+    graph = Adjacency(SHAPE, 6, 64)
+    add(graph, edges([0] * 8, [1, 2, 3, 4, 5, 6, 7, 8], list(range(8))))
+    add(graph, edges([0, 0], [7, 8], [8, 9], [True, True]))
+    assert [n for _, n, _ in asked(graph, 0, 99)] == [5, 6]
+
+
+@pytest.mark.parametrize("slots", [40, 200])
+def test_it_is_restored_into_another_size(slots):
+    graph, again = Adjacency(SHAPE, 4, 100), Adjacency(SHAPE, 4, slots)
+    for i in range(0, 80, 2):
+        add(graph, edges([i], [i + 1], [i]))
+    again.load_state_dict({k: v.copy() for k, v in graph.state_dict().items()})
+    assert set(again.index) == set(range(max(0, 80 - slots), 80))
+    assert len(again.index) + len(again.free) == slots
+    for node in again.index:
+        assert asked(again, node, 99) == asked(graph, node, 99)
+    add(again, edges([900], [901], [99]))
+    assert asked(again, 900, 999) == [(99, 901, 1.0)]
+
+
 def test_past_targets_are_drawn_from_all_there_ever_were():
     graph = Adjacency(SHAPE, 4, 4096)
     for first in range(0, 2000, 4):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learning import encoders, export
-from learning.config import NextInteractionConfig
+from learning.config import NextInteractionConfig, ReplayConfig
 from learning.edges import SOURCE, TARGET, EdgeReplay, Store
 from learning.graph_learner import GraphLearner
 from learning.held_out import held_out
@@ -52,6 +52,54 @@ def test_the_next_edge_of_a_node_sees_the_one_before_it_in_the_same_batch():
     drawn = made.draw(8, 0.0, held, np.random.default_rng(0))
     assert drawn.length[:, SOURCE].tolist() == [0, 1, 2, 3]
     assert drawn.length[:, TARGET].tolist() == [0, 0, 1, 1]
+
+
+def test_a_busy_node_has_its_whole_window_whatever_the_batch():
+    made, held = replay()
+    made.add(edges(list(range(100, 400)), [1] * 300, list(range(300))))
+    lengths = [made.draw(2 * 64, 0.0, held, np.random.default_rng(0)) for _ in range(4)]
+    fresh = made.store.newest(200)
+    assert lengths and (fresh.length[:, TARGET] == ENCODER.window).all()
+
+
+def test_the_far_ends_neighbours_are_admitted_too():
+    """Of a bipartite graph: sources are neighbours of targets alone."""
+    ids = type(ENCODER)(**{**_fields(ENCODER), "neighbour_ids": True, "bucket_bits": 16})
+    made = GraphLearner(CONFIG, ids, SHAPE)
+    source = [1000 + i % 7 for i in range(70)]
+    made.receive(edges(source, [2000 + i % 3 for i in range(70)], list(range(70))))
+    made.share = 0.0
+    made.receive(edges(source, [2000 + i % 3 for i in range(70)], list(range(70, 140))))
+    buckets = np.array([*range(1000, 1007), *range(2000, 2003)]) & (2**16 - 1)
+    assert (made.admission.seen[0, buckets] >= 10).all()
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 20, 1 << 21])
+def test_a_replay_is_restored_also_into_more_room(max_bytes):
+    a, rng = learner(held_out_share=0.0), np.random.default_rng(0)
+    for i in range(12):
+        a.receive(circles(rng, 32, 32 * i))
+        a.learn()
+    flat, meta = a.state_dict()
+    b = learner(held_out_share=0.0, replay=ReplayConfig(max_bytes=max_bytes))
+    b.load_state_dict(flat, meta)
+    assert len(b.replay.store) == len(a.replay.store)
+    b.receive(circles(rng, 32, 999))
+    assert np.isfinite(b.learn().loss)
+
+
+def test_other_negatives_begin_a_new_replay():
+    a, rng = learner(held_out_share=0.0), np.random.default_rng(0)
+    for i in range(12):
+        a.receive(circles(rng, 32, 32 * i))
+        a.learn()
+    flat, meta = a.state_dict()
+    more = NextInteractionConfig(historical=4, matched=2, random=2)
+    b = learner(held_out_share=0.0, objective=(more,))
+    b.load_state_dict(flat, meta)
+    assert len(b.replay.store) == 0 and len(b.replay.adjacency) == len(a.replay.adjacency)
+    b.receive(circles(rng, 32, 999))
+    assert np.isfinite(b.learn().loss)
 
 
 def test_each_edge_is_fresh_once():
