@@ -428,7 +428,7 @@ class State:
         flat[:, 1] = (
             np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us
         ).ravel()
-        inside = (flat.reshape(*valid.shape, -1) * valid[:, :, None]).sum(1)
+        inside = (flat.reshape(*valid.shape, self.shape.totals) * valid[:, :, None]).sum(1)
         return rows, self.totals[slots] - inside
 
     def windows(self, slots: I64) -> Windows:
