@@ -141,7 +141,7 @@ def test_what_is_wrong_is_named_in_time(
     given = wrong(case, secured, certificates, login)
     if case == "password":
         Path(login["password_file"]).write_text("wrong-" + PASSWORD)
-    config = SourceConfig(topics=("t",), timeout_s=3.0, **given)
+    config = SourceConfig(topics=("t",), timeout_s=6.0, **given)
     caplog.set_level(logging.WARNING)
     with pytest.raises((SourceDown, SourceError)) as caught:
         partitions(config)
