@@ -83,7 +83,7 @@ class Marks:
 
 def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
     """Bytes of one slot's columns."""
-    row = 8 + 8 + 4 * shape.numbers + 9 * shape.categories + shape.graph
+    row = shape.row_bytes + shape.graph
     return window * row + 8 * shape.totals + 4 * hidden + 8 * 8
 
 

@@ -44,7 +44,7 @@ class Adjacency:
     window: int
     slots: int
     rows: Rows = field(init=False)  # columns [slots, R, ...]
-    placed: I64 = field(init=False)  # [slots] rows ever placed
+    placed: I64 = field(init=False)  # [slots] rows in the ring, the first of its places
     touched: I64 = field(init=False)  # [slots] clock when last touched; orders eviction
     id: I64 = field(init=False)
     past: I64 = field(init=False)  # [slots, PAST] ids, the first min(`led`, PAST) of them

@@ -149,6 +149,11 @@ class NextInteractionConfig(
         if not self.vectors + self.pairs:
             raise refuse("learner.objective.pairs", 0, "or vectors, must have a weight")
 
+    @property
+    def nodes(self) -> int:
+        """C: of an example, source and target included."""
+        return 2 + self.historical + self.matched + self.random
+
 
 ObjectiveConfig = ColesConfig | VicregConfig | BagConfig | MlemConfig | NextInteractionConfig
 

@@ -59,9 +59,8 @@ class Store:
     """A FIFO of examples, flat columns."""
 
     def __init__(self, max_bytes: int, shape: Shape, window: int, nodes: int) -> None:
-        row = 16 + 4 * shape.numbers + 9 * shape.categories
-        self.slots = max(2, max_bytes // (nodes * (window * row + 17) + 8))
-        self._shape, self._window, self._nodes = shape, window, nodes
+        self.slots = max(2, max_bytes // (nodes * (window * shape.row_bytes + 17) + 8))
+        self._nodes = nodes
         self._columns: Arrays = {}
         self.placed = 0
 
@@ -132,13 +131,11 @@ class EdgeReplay:
     def __init__(
         self, config: ReplayConfig, shape: Shape, window: int, contrast: NextInteractionConfig
     ) -> None:
-        row = 16 + 4 * shape.numbers + 9 * shape.categories
         self._config, self._contrast, self._shape = config, contrast, shape
-        nodes = 2 + contrast.historical + contrast.matched + contrast.random
-        each = SLACK * window * row + 8 * PAST + 200
+        each = SLACK * window * shape.row_bytes + 8 * PAST + 200
         slots = max(64, 8 * window, config.max_bytes // 2 // each)
         self.adjacency = Adjacency(shape, window, slots)
-        self.store = Store(config.max_bytes // 2, shape, window, nodes)
+        self.store = Store(config.max_bytes // 2, shape, window, contrast.nodes)
         self._waiting: deque[tuple[I64, Rows]] = deque()
         self.waiting = 0
         self._ends = np.zeros(RECENT, np.int64)

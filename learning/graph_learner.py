@@ -41,10 +41,9 @@ class GraphLearner(Learner):
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
         own = [o for o in self.config.objective if isinstance(o, NextInteractionConfig)]
         contrast = own[0] if own else NextInteractionConfig()
-        nodes = 2 + contrast.historical + contrast.matched + contrast.random
         self.kind = Graph(self.encoder_config)
         self.replay = EdgeReplay(c, shape, window, contrast)
-        self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, nodes)
+        self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, contrast.nodes)
 
     def receive(self, windows: Windows) -> int:
         """Takes edges in; returns how many there were."""

@@ -22,8 +22,7 @@ class Replay:
     """Slots of `window` rows each; row columns are [slots · window], the others [slots]."""
 
     def __init__(self, config: ReplayConfig, shape: Shape, window: int) -> None:
-        row = 16 + 4 * shape.numbers + 9 * shape.categories
-        slot = window * row + 8 * shape.totals + 50
+        slot = window * shape.row_bytes + 8 * shape.totals + 50
         self._config = config
         self._window = window
         self.slots = max(2, config.max_bytes // slot)

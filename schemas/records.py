@@ -157,6 +157,11 @@ class Shape(msgspec.Struct, frozen=True):
         """K: count, sessions, then per number field how many are there, their sum, their squares' sum."""
         return 2 + 3 * self.numbers
 
+    @property
+    def row_bytes(self) -> int:
+        """Of one row of `Rows`."""
+        return 16 + 4 * self.numbers + 9 * self.categories
+
 
 @dataclass(slots=True)
 class Rows:
