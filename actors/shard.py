@@ -346,10 +346,11 @@ class Shard:
         if not (self._sampling.allows() or rows.missing[:, NEIGHBOUR].any()):
             self._stats.sample_skipped += len(rows)
             return
-        several = (
+        totals, first_us, entity = (
             np.concatenate([getattr(w, n) for w in edges]) for n in ("totals", "first_us", "entity")
         )
-        self._offer(group, Windows(rows, np.arange(len(rows) + 1), *several), began)
+        windows = Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)
+        self._offer(group, windows, began)
 
     def _offer(self, group: Group, windows: Windows, began: float) -> None:
         assert self.learner is not None

@@ -91,11 +91,11 @@ def run(
 
 def joined(windows: list[Windows]) -> Windows:
     lengths = np.concatenate([np.diff(w.offsets) for w in windows])
-    return Windows(
-        Rows.concat([w.rows for w in windows]),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        *(np.concatenate([getattr(w, name) for w in windows]) for name in ("totals", "first_us", "entity")),
-    )  # fmt: skip
+    totals, first_us, entity = (
+        np.concatenate([getattr(w, n) for w in windows]) for n in ("totals", "first_us", "entity")
+    )
+    rows = Rows.concat([w.rows for w in windows])
+    return Windows(rows, np.concatenate([[0], np.cumsum(lengths)]), totals, first_us, entity)
 
 
 def one_thread() -> None:

@@ -58,25 +58,30 @@ class LinearRecurrenceConfig(
     """A gated linear recurrence, parallel in training: `name = "linear_recurrence"`."""
 
 
-class TemporalAttentionConfig(
-    EncoderBase, frozen=True, forbid_unknown_fields=True, tag="temporal_attention"
-):
-    """Attention over a node's most recent edges, for graphs: `name = "temporal_attention"`."""
+class GraphBase(EncoderBase, frozen=True, forbid_unknown_fields=True):
+    """What all encoders of a graph's nodes share."""
 
     window: Annotated[int, Meta(ge=4, le=256)] = 20  # K: most recent edges of a node; memory is K²
-    heads: Annotated[int, Meta(ge=1, le=64)] = 2
     neighbour_ids: bool = False  # neighbours' hashed names are an input of the vector
     pair_hidden: Annotated[int, Meta(ge=1, le=4096)] = 32  # width of the pair scorer's tokens
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden % self.heads:
-            raise refuse("encoder.hidden", self.hidden, f"it must be a multiple of {self.heads}")
 
     @property
     def state(self) -> int:
         """Nothing recurs."""
         return 0
+
+
+class TemporalAttentionConfig(
+    GraphBase, frozen=True, forbid_unknown_fields=True, tag="temporal_attention"
+):
+    """Attention over a node's most recent edges, for graphs: `name = "temporal_attention"`."""
+
+    heads: Annotated[int, Meta(ge=1, le=64)] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden % self.heads:
+            raise refuse("encoder.hidden", self.hidden, f"it must be a multiple of {self.heads}")
 
 
 EncoderConfig = GruConfig | LinearRecurrenceConfig | TemporalAttentionConfig

@@ -15,7 +15,8 @@ from learning.adjacency import COLUMNS, PAST, SLACK, Adjacency
 from learning.config import NextInteractionConfig, ReplayConfig
 from learning.held_out import held_out
 from learning.kinds.events import subset
-from schemas.records import I64, NEIGHBOUR, Bool, Rows, Shape, Windows
+from learning.node_table import ENTRY, NodeTable
+from schemas.records import I64, NEIGHBOUR, NODE_VIEW, Bool, Features, Rows, Shape, Windows
 
 Arrays = dict[str, npt.NDArray[Any]]
 RECENT = 65_536  # ends of so many edges, of which negatives are drawn by their degree
@@ -35,19 +36,28 @@ class Examples:
     rows: Rows
     length: I64
     collides: Bool
+    own: Features | None = None  # [B, C] of nodes, where the stream has features of them
+    far: Features | None = (
+        None  # [B, C, K] of each row's far node; both said before the edge's time
+    )
 
     def __len__(self) -> int:
         return len(self.time_us)
 
     def arrays(self) -> Arrays:
-        rows = {name: getattr(self.rows, name) for name in COLUMNS}
-        own = ("nodes", "time_us", "length", "collides")
-        return {f"rows.{name}": a for name, a in rows.items()} | {n: getattr(self, n) for n in own}
+        rows = {f"rows.{name}": getattr(self.rows, name) for name in COLUMNS}
+        plain = {n: getattr(self, n) for n in ("nodes", "time_us", "length", "collides")}
+        own = {} if self.own is None else self.own.named("node")
+        far = {} if self.far is None else self.far.named("far")
+        return {**rows, **plain, **own, **far}
 
     @classmethod
     def of_arrays(cls, a: Arrays) -> "Examples":
         rows = Rows(*(a[f"rows.{name}"] for name in COLUMNS))
-        return cls(a["nodes"], a["time_us"], rows, a["length"], a["collides"])
+        found = cls(a["nodes"], a["time_us"], rows, a["length"], a["collides"])
+        if NODE_VIEW[0] in a:
+            found.own, found.far = Features.of_named(a, "node"), Features.of_named(a, "far")
+        return found
 
     @classmethod
     def concat(cls, parts: "list[Examples]") -> "Examples":
@@ -59,7 +69,8 @@ class Store:
     """A FIFO of examples, flat columns."""
 
     def __init__(self, max_bytes: int, shape: Shape, window: int, nodes: int) -> None:
-        self.slots = max(2, max_bytes // (nodes * (window * shape.row_bytes + 17) + 8))
+        row, node = shape.row_bytes + shape.node_bytes, shape.node_bytes + 17
+        self.slots = max(2, max_bytes // (nodes * (window * row + node) + 8))
         self._nodes = nodes
         self._columns: Arrays = {}
         self.placed = 0
@@ -132,9 +143,11 @@ class EdgeReplay:
         self, config: ReplayConfig, shape: Shape, window: int, contrast: NextInteractionConfig
     ) -> None:
         self._config, self._contrast, self._shape = config, contrast, shape
+        entry = shape.node_bytes + ENTRY if shape.noded else 0
         each = SLACK * window * shape.row_bytes + 8 * PAST + 200
-        slots = max(64, 8 * window, config.max_bytes // 2 // each)
+        slots = max(64, 8 * window, config.max_bytes // 2 // (each + entry))
         self.adjacency = Adjacency(shape, window, slots)
+        self.table = NodeTable(shape, slots if shape.noded else 1)
         self.store = Store(config.max_bytes // 2, shape, window, contrast.nodes)
         self._waiting: deque[tuple[I64, Rows]] = deque()
         self.waiting = 0
@@ -244,7 +257,11 @@ class EdgeReplay:
         collides[:, 0] = False
         collides = np.concatenate([np.zeros((n, 1), np.bool_), collides], 1)
         lengths = np.concatenate([own_length[:, None], length.reshape(n, -1)], 1)
-        return Examples(nodes, time_us, Rows(*columns), lengths, collides)
+        cut = Examples(nodes, time_us, Rows(*columns), lengths, collides)
+        if self._shape.noded:
+            cut.own = self.table.get(nodes, time_us[:, None])
+            cut.far = self.table.get(cut.rows.categories[..., NEIGHBOUR], time_us[:, None, None])
+        return cut
 
     def newest(self, n: int, share: float = 0.0, *, held: bool = False) -> Windows:
         """Windows of the n most recently touched nodes that have edges, of those held out or of the others."""
@@ -253,11 +270,20 @@ class EdgeReplay:
         slots = slots[held_out(a.id[slots], share) == held]
         slots = slots[np.argsort(-a.touched[slots], kind="stable")[: 2 * n]]
         windows = a.windows(slots)
-        return subset(windows, np.flatnonzero(np.diff(windows.offsets) > 0)[:n])
+        windows = subset(windows, np.flatnonzero(np.diff(windows.offsets) > 0)[:n])
+        return self.described(windows)
+
+    def described(self, windows: Windows) -> Windows:
+        """With what is known of the nodes now."""
+        if self._shape.noded:
+            windows.own = self.table.get(windows.entity)
+            windows.far = self.table.get(windows.rows.categories[:, NEIGHBOUR])
+        return windows
 
     def forget(self, ids: I64) -> None:
         self.adjacency.forget(ids)
         self.store.forget(ids)
+        self.table.forget(ids)
         parts = list(self._waiting)
         self._waiting.clear()
         self.waiting = 0
@@ -275,18 +301,23 @@ class EdgeReplay:
         source, rows = self._pop(self.waiting)
         self._waiting.append((source, rows))
         self.waiting = len(source)
-        parts: dict[str, Adjacency | Store] = {"adjacency": self.adjacency, "store": self.store}
+        parts: dict[str, Adjacency | Store | NodeTable] = {
+            "adjacency": self.adjacency, "store": self.store, "table": self.table,
+        }  # fmt: skip
         out = {f"{p}.{k}": v for p, thing in parts.items() for k, v in thing.state_dict().items()}
         waiting = {f"waiting.{name}": getattr(rows, name) for name in COLUMNS}
         counts = np.array([self._ended, self.unlearnt])
         return {**out, **waiting, "waiting.source": source, "ends": self._ends, "counts": counts}
 
     def load_state_dict(self, state: Arrays) -> None:
-        for part, thing in (("adjacency", self.adjacency), ("store", self.store)):
+        things: dict[str, Adjacency | Store | NodeTable] = {
+            "adjacency": self.adjacency, "store": self.store, "table": self.table,
+        }  # fmt: skip
+        for part, thing in things.items():
             prefix = f"{part}."
-            thing.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
+            found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            if found:  # tables came later than the format
+                thing.load_state_dict(found)
         rows = Rows(*(state[f"waiting.{name}"].copy() for name in COLUMNS))
         self._waiting = deque([(state["waiting.source"].copy(), rows)])
         self.waiting = len(rows)

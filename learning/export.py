@@ -23,7 +23,7 @@ from learning.encoders.base import Encoder, RecurrentEncoder
 from learning.inline import check_inline
 from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
 from schemas.errors import ReleaseError
-from schemas.records import DIRECTION, NEIGHBOUR, Windows
+from schemas.records import DIRECTION, FAR_VIEW, NEIGHBOUR, NODE_VIEW, ROW_VIEW, Windows
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -35,7 +35,7 @@ OUTPUTS = {
 EDGES = ("time_us", "numbers", "categories", "missing", "length")  # what `encode` reads of a node
 ENDS = ("time_us", "neighbour", "direction", "length")  # what `score` reads of each of two nodes
 PAIR = ("source_id", "target_id", "now_us")
-_BY_ROW = frozenset({"time_us", "numbers", "categories", "missing"})
+_BY_ROW = frozenset({*ROW_VIEW, *FAR_VIEW})
 _templates: dict[tuple[str, str], onnx.ModelProto] = {}
 
 
@@ -88,9 +88,14 @@ def inputs(graph: str, encoder: Encoder) -> tuple[str, ...]:
     gone = set() if shape.numbers else {"numbers"}
     if not shape.categories:
         gone |= {"categories", "missing"}
+    for prefix in ("node", "far"):
+        gone |= set() if shape.node_numbers else {f"{prefix}_numbers"}
+        if not shape.node_categories:
+            gone |= {f"{prefix}_categories", f"{prefix}_missing"}
     names = ENCODE_INPUTS if graph == "encode" else STEP_INPUTS
     if "step" not in encoder.graphs:
         names = EDGES
+    names = (*names, *NODE_VIEW, *FAR_VIEW)
     return tuple(name for name in names if name not in gone)
 
 
@@ -227,7 +232,7 @@ def run(of: ort.InferenceSession, view: View) -> list[npt.NDArray[np.float32]]:
 def _trimmed(view: View, size: int, length: int) -> View:
     """The first `size` windows, their first `length` rows."""
     part = {name: t[:size].contiguous() for name, t in view.items()}
-    for name in _BY_ROW:
+    for name in _BY_ROW & part.keys():
         part[name] = part[name][:, :length].contiguous()
     part["length"] = part["length"].clamp(max=length)
     return part
@@ -280,7 +285,8 @@ def stepped(encoder: RecurrentEncoder, view: View) -> list[View]:
     totals = view["totals"].clone()
     previous = view["previous_us"]
     for t in range(view["time_us"].shape[1]):
-        record = {name: view[name][:, t].contiguous() for name in _BY_ROW}
+        record = {name: view[name][:, t].contiguous() for name in _BY_ROW & view.keys()}
+        record |= {name: view[name] for name in NODE_VIEW if name in view}
         out.append(
             {
                 **record,
@@ -327,6 +333,12 @@ def _example(encoder: Encoder, names: tuple[str, ...], graph: str) -> View:
         "first_us": torch.zeros(b, dtype=torch.int64),
         "state": torch.zeros(b, encoder.config.state),
     }
+    for prefix, axes in (("node", ()), ("far", at)):
+        made |= {
+            f"{prefix}_numbers": torch.zeros(b, *axes, shape.node_numbers),
+            f"{prefix}_categories": torch.zeros(b, *axes, shape.node_categories, dtype=torch.int64),
+            f"{prefix}_missing": torch.zeros(b, *axes, shape.node_categories, dtype=torch.bool),
+        }
     return {name: made[name] for name in names}
 
 

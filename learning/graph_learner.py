@@ -9,13 +9,14 @@ import torch
 from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig, refuse
 from learning.contract import Objective
 from learning.edges import SOURCE, TARGET, EdgeReplay, Examples, Store, some
+from learning.encoders.graph import GraphEncoder
 from learning.held_out import held_out, lowered
 from learning.kinds.events import pad, subset
 from learning.kinds.graph import Graph
 from learning.learner import NORMALISER_WINDOWS, Learner
 from learning.learner_state import HELD_BYTES
 from learning.student import moved
-from schemas.records import I64, NEIGHBOUR, Bool, Shape, Windows
+from schemas.records import I64, NEIGHBOUR, Bool, Features, Shape, Windows
 
 
 class GraphLearner(Learner):
@@ -53,6 +54,10 @@ class GraphLearner(Learner):
         self.records += len(windows)
         return len(windows)
 
+    def describe(self, ids: I64, features: Features, time_us: I64, position: I64) -> None:
+        """What nodes have of their own, as it was said; the newest counts. [N]"""
+        self.replay.table.put(ids, features, time_us, position)
+
     def _admit_both(self, windows: Windows) -> None:
         """Counts the categories of both ends' rows: the far one has the source for its neighbour."""
         rows, own = windows.rows, self.encoder.own_categories
@@ -76,6 +81,22 @@ class GraphLearner(Learner):
             self.replay.enter(self._first // 2)
             self._measure(self.windows(NORMALISER_WINDOWS, held=False))
         super().prepare()
+
+    def _set_bounds(self) -> None:
+        super()._set_bounds()
+        self._renormalise_nodes()
+
+    def _renormalise(self) -> None:
+        super()._renormalise()
+        self._renormalise_nodes()
+
+    @torch.no_grad()
+    def _renormalise_nodes(self) -> None:
+        if self.shape.node_numbers:
+            numbers = torch.from_numpy(self.replay.table.everything().numbers)
+            for encoder in (self.encoder, self.ema):
+                assert isinstance(encoder, GraphEncoder)
+                encoder.node.renormalise(numbers)
 
     def _measure(self, windows: Windows) -> None:
         there = np.flatnonzero(np.diff(windows.offsets) > 0)[:NORMALISER_WINDOWS]

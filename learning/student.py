@@ -8,8 +8,9 @@ from torch import Tensor
 from learning.contract import Output, View
 from learning.encoders.base import Encoder
 from learning.kinds.events import pad, subset
-from schemas.records import Windows
+from schemas.records import NODE_VIEW, Windows
 
+BY_ENTITY = frozenset({"state", "totals", *NODE_VIEW})  # of a view, whatever their width
 LEAST = 32  # rows of a view that are worth a bucket of their own
 
 
@@ -64,7 +65,7 @@ def _trimmed(view: View, at: Tensor) -> View:
     width = view["time_us"].shape[1]
     out = {}
     for name, t in view.items():
-        by_row = t.ndim > 1 and t.shape[1] == width and name not in ("state", "totals")
+        by_row = t.ndim > 1 and t.shape[1] == width and name not in BY_ENTITY
         out[name] = (t[:, :longest] if by_row else t)[at]
     return out
 

@@ -33,6 +33,10 @@ NEIGHBOUR, EDGE_TYPE = 0, 1
 
 A row whose neighbour is `missing` is a tombstone: the edge of this hash (and type) was removed."""
 RESERVED = ("direction", "neighbour", "edge_type")
+ROW_VIEW = ("time_us", "numbers", "categories", "missing")
+FAR_VIEW = ("far_numbers", "far_categories", "far_missing")
+NODE_VIEW = ("node_numbers", "node_categories", "node_missing")
+"""Inputs of an encoder: of each row; of each row's far node; of the node itself."""
 
 
 class FieldType(StrEnum):
@@ -65,6 +69,7 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbour: str = ""  # graph: path of the far node; `entity` is the edge's source
     op: str = ""  # graph: path of "add" or "remove"; nothing there is "add"
     edge_type: str = ""  # graph: path of the edge's type
+    node: tuple[Field, ...] = ()  # graph: what a record whose op is "node" says of its entity
     time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
     session_gap_s: Annotated[float, Meta(gt=0)] = 1800.0
 
@@ -78,7 +83,7 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return
         if not names:
             raise SettingsError("stream.field is empty; name at least one input of a record.")
-        for key in ("neighbour", "op", "edge_type"):
+        for key in ("neighbour", "op", "edge_type", "node"):
             if getattr(self, key):
                 raise SettingsError(
                     f'stream.{key} is for edges, and stream.kind is "{self.kind}". Remove it, or set '
@@ -97,6 +102,15 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"stream: {twice[0]!r} is named twice; entity, neighbour, time, op and edge_type of an edge "
                 "are values of their own."
             )
+        if self.node and not self.op:
+            raise SettingsError(
+                'stream.node is given and stream.op is missing: a record of a node is one whose op is "node". '
+                "Name the path of op."
+            )
+        of_nodes = [field.name for field in self.node]
+        twice = sorted({name for name in of_nodes if of_nodes.count(name) > 1})
+        if twice:
+            raise SettingsError(f"stream.node: the name {twice[0]!r} is there twice; rename one.")
         reserved = [name for name in names if name in RESERVED]
         if reserved:
             raise SettingsError(
@@ -128,9 +142,18 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return first + tuple(f for f in self.field if f.type is FieldType.category)
 
     @property
+    def node_numbers(self) -> tuple[Field, ...]:
+        return tuple(f for f in self.node if f.type is not FieldType.category)
+
+    @property
+    def node_categories(self) -> tuple[Field, ...]:
+        return tuple(f for f in self.node if f.type is FieldType.category)
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """Names of all columns, numbers first."""
-        return tuple(f.name for f in (*self.numbers, *self.categories))
+        """Names of all columns, numbers first; those of nodes last."""
+        of_nodes = (f"node.{f.name}" for f in (*self.node_numbers, *self.node_categories))
+        return (*(f.name for f in (*self.numbers, *self.categories)), *of_nodes)
 
     @property
     def shape(self) -> "Shape":
@@ -140,6 +163,8 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             round(self.session_gap_s * 1e6),
             self.graph,
             bool(self.edge_type),
+            len(self.node_numbers),
+            len(self.node_categories),
         )
 
 
@@ -151,6 +176,13 @@ class Shape(msgspec.Struct, frozen=True):
     session_gap_us: int = 1_800_000_000
     graph: bool = False  # rows are edges, and begin with the columns of DIRECTION and NEIGHBOUR
     typed: bool = False  # ... and EDGE_TYPE
+    node_numbers: int = 0  # of a graph: what nodes have of their own
+    node_categories: int = 0
+
+    @property
+    def noded(self) -> bool:
+        """Whether nodes have features of their own."""
+        return self.node_numbers + self.node_categories > 0
 
     @property
     def totals(self) -> int:
@@ -161,6 +193,11 @@ class Shape(msgspec.Struct, frozen=True):
     def row_bytes(self) -> int:
         """Of one row of `Rows`."""
         return 16 + 4 * self.numbers + 9 * self.categories
+
+    @property
+    def node_bytes(self) -> int:
+        """Of one node's `Features`."""
+        return 4 * self.node_numbers + 9 * self.node_categories
 
 
 @dataclass(slots=True)
@@ -199,6 +236,44 @@ class Rows:
 
 
 @dataclass(slots=True)
+class Features:
+    """What nodes have of their own; any leading axes, N below."""
+
+    numbers: F32  # [N, Nn] NaN is missing, never infinite
+    categories: I64  # [N, Nc] category_hash; whatever where missing
+    missing: Bool  # [N, Nc]
+
+    def take(self, at: Any) -> Self:
+        return type(self)(self.numbers[at], self.categories[at], self.missing[at])
+
+    @classmethod
+    def empty(cls, shape: Shape, *leading: int) -> Self:
+        """Of nodes that nothing is known of."""
+        return cls(
+            np.full((*leading, shape.node_numbers), np.nan, np.float32),
+            np.zeros((*leading, shape.node_categories), np.int64),
+            np.ones((*leading, shape.node_categories), np.bool_),
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self], axis: int = 0) -> Self:
+        columns = ([getattr(p, f.name) for p in parts] for f in fields(cls))
+        return cls(*(np.concatenate(column, axis) for column in columns))
+
+    def named(self, prefix: str) -> dict[str, npt.NDArray[Any]]:
+        """The columns by name, as inputs of an encoder have them."""
+        return {f"{prefix}_{f.name}": getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def of_named(cls, arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> Self:
+        return cls(*(arrays[f"{prefix}_{f.name}"] for f in fields(cls)))
+
+    @property
+    def nbytes(self) -> int:
+        return self.numbers.nbytes + self.categories.nbytes + self.missing.nbytes
+
+
+@dataclass(slots=True)
 class Windows:
     """Windows of B entities, their rows flat and in order of (time, position)."""
 
@@ -207,13 +282,16 @@ class Windows:
     totals: F64  # [B, K] before the first row, but for its session, which counts
     first_us: I64  # [B] time of the entity's first record
     entity: I64  # [B] category_hash of the entity's name
+    own: Features | None = None  # [B] of nodes, where the stream has features of them
+    far: Features | None = None  # [len(rows)] of each row's far node
 
     def __len__(self) -> int:
         return len(self.entity)
 
     @property
     def nbytes(self) -> int:
-        return self.rows.nbytes + self.totals.nbytes + 8 * 3 * len(self)
+        of_nodes = sum(f.nbytes for f in (self.own, self.far) if f is not None)
+        return self.rows.nbytes + self.totals.nbytes + 8 * 3 * len(self) + of_nodes
 
     def of_one_row(self, which: Bool) -> Self:
         """Some of windows that have one row each."""
@@ -224,14 +302,22 @@ class Windows:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All columns by name, for a file."""
         rows = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
-        return rows | {
-            name: getattr(self, name) for name in ("offsets", "totals", "first_us", "entity")
-        }
+        own = {} if self.own is None else self.own.named("node")
+        far = {} if self.far is None else self.far.named("far")
+        return (
+            rows
+            | {name: getattr(self, name) for name in ("offsets", "totals", "first_us", "entity")}
+            | own
+            | far
+        )
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
         rows = Rows(*(arrays[f.name] for f in fields(Rows)))
-        return cls(rows, arrays["offsets"], arrays["totals"], arrays["first_us"], arrays["entity"])
+        found = cls(rows, arrays["offsets"], arrays["totals"], arrays["first_us"], arrays["entity"])
+        if NODE_VIEW[0] in arrays:
+            found.own, found.far = (Features.of_named(arrays, side) for side in ("node", "far"))
+        return found
 
 
 class Gone(NamedTuple):

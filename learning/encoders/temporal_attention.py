@@ -1,68 +1,37 @@
 """A node from its K most recent edges: attention over them, with an encoding of their age.
 
 Source: TGAT, Xu et al. 2020, arXiv:2002.07962, one layer; the encoding of time is GraphMixer's fixed one,
-Cong et al. 2023, arXiv:2302.11636. Padded neighbours and a mask, no scatter: exact in ONNX Runtime."""
+Cong et al. 2023, arXiv:2302.11636."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.config import TemporalAttentionConfig
-from learning.contract import Output, View
-from learning.encoders.base import Encoder
-from learning.encoders.fields import Fields
-from learning.encoders.pair_scorer import PairScorer, repeats, seconds, there
-from schemas.records import NEIGHBOUR, Shape
-
-FREQUENCIES = 16  # of the encoding of time, from 1 rad/s down to one in about a year
-SLOWEST = 4e7  # seconds per radian
-STRUCTURE = 4
+from learning.contract import View
+from learning.encoders.graph import GraphEncoder, newest_and_mean
+from schemas.records import Shape
 
 
-class TemporalAttentionEncoder(Encoder):
-    """Fields of the edges, their structure and age -> attention -> a vector of unit length.
-
-    A node without edges has a vector too, the same for all. `pairs` scores two nodes: see PairScorer."""
-
-    graphs = ("encode", "score")
-    frequencies: Tensor
+class TemporalAttentionEncoder(GraphEncoder):
+    """The newest edge, the mean of all and the node itself ask; all edges answer."""
 
     def __init__(self, shape: Shape, config: TemporalAttentionConfig) -> None:
-        super().__init__(shape, config)
-        self.heads = config.heads
         n = config.hidden
-        hidden_ids = 0 if config.neighbour_ids else 1
-        self.own_categories = slice(hidden_ids, None)
-        own = Shape(shape.numbers, shape.categories - hidden_ids, shape.session_gap_us)
-        self.fields = Fields(own, config)
-        self.structure = nn.Linear(STRUCTURE + FREQUENCIES, n)
-        self.query, self.key, self.value = nn.Linear(2 * n, n), nn.Linear(n, n), nn.Linear(n, n)
-        self.join = nn.Linear(3 * n, n)
-        self.out = nn.Linear(n, config.dim)
-        if config.variance:
-            self.log_variance = nn.Linear(n, config.dim)
-        self.pairs = PairScorer(config.pair_hidden, config.window)
-        slow = torch.linspace(0.0, math.log(SLOWEST), FREQUENCIES, dtype=torch.float64)
-        self.register_buffer("frequencies", torch.exp(-slow), persistent=False)
+        super().__init__(shape, config, n)
+        self.heads = config.heads
+        own = n if shape.noded else 0
+        self.query = nn.Linear(2 * n + own, n)
+        self.key, self.value = nn.Linear(n, n), nn.Linear(n, n)
+        self.join = nn.Linear(3 * n + own, n)
 
-    def forward(self, view: View) -> Output:
-        """Of the edges only those before `length` count. [B, T] -> z_BD; h_BTD: the edges, before attention."""
-        valid = there(view)
+    def readout(self, view: View, x_BTD: Tensor, valid_BT: Tensor, own_BD: Tensor) -> Tensor:
         some = view["length"].unsqueeze(1) > 0
-        x_BTD = self.fields.project(self._features(view)) + self.structure(self._structure(view))
-        x_BTD = torch.relu(x_BTD) * valid.unsqueeze(-1)
-        count = torch.clamp(view["length"], min=1).unsqueeze(1)
-        mean_BD = x_BTD.sum(1) / count
-        at = (count - 1).unsqueeze(-1).expand(-1, 1, x_BTD.shape[2])
-        last_BD = torch.gather(x_BTD, 1, at).squeeze(1)
-        seen_BD = self._attend(torch.cat([last_BD, mean_BD], -1), x_BTD, valid) * some
-        joined = torch.relu(self.join(torch.cat([seen_BD, last_BD, mean_BD], -1)))
-        extra = {}
-        if self.config.variance:
-            extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
-        return Output(F.normalize(self.out(joined), dim=-1), x_BTD, extra)
+        last_BD, mean_BD = newest_and_mean(view, x_BTD)
+        asked_BD = torch.cat([last_BD, mean_BD, own_BD], -1)
+        seen_BD = self._attend(asked_BD, x_BTD, valid_BT) * some
+        return torch.relu(self.join(torch.cat([seen_BD, last_BD, mean_BD, own_BD], -1)))
 
     def _attend(self, asked_BD: Tensor, x_BTD: Tensor, valid: Tensor) -> Tensor:
         heads = self.heads
@@ -75,35 +44,3 @@ class TemporalAttentionEncoder(Encoder):
         weights = torch.softmax(logits, -1).unsqueeze(-1)
         seen: Tensor = (weights * v).sum(2).reshape(b, n)
         return seen
-
-    def own(self, view: View) -> View:
-        """The view as `fields` reads it: a window that begins with its first edge."""
-        b, first = view["length"].shape[0], view["time_us"][:, 0]  # not len: it would be frozen
-        totals = torch.zeros(b, self.shape.totals, dtype=torch.float64, device=first.device)
-        some: View = {
-            name: view[name][:, :, self.own_categories]
-            for name in ("categories", "missing", "unknown")
-            if name in view
-        }
-        return {**view, "previous_us": first, "first_us": first, "totals": totals, **some}
-
-    def _features(self, view: View) -> Tensor:
-        f_BTF: Tensor = self.fields.features(self.own(view))
-        return f_BTF
-
-    def _structure(self, view: View) -> Tensor:
-        """Repeats of the neighbour, whether it comes again later, rank and age before the newest edge."""
-        valid = there(view)
-        same, later = repeats(view["categories"][:, :, NEIGHBOUR], valid)
-        at = torch.clamp(view["length"] - 1, min=0).unsqueeze(1)
-        age = seconds(torch.gather(view["time_us"], 1, at) - view["time_us"])
-        rank = torch.clamp(at + 1 - valid.to(torch.int64).cumsum(1), min=0).to(torch.float32)
-        parts = [torch.log1p(same), (later > 0).to(torch.float32), torch.log1p(rank)]
-        scalars = torch.stack([*parts, torch.log1p(age) / 8 - 1], -1)
-        angle = age.to(torch.float64).unsqueeze(-1) * self.frequencies
-        return torch.cat([scalars, torch.cos(angle).to(torch.float32)], -1)
-
-    def score(self, source: View, target: View, pair: View) -> Tensor:
-        """Logits [P] of the next edge of `source` leading to `target`: see PairScorer."""
-        logits: Tensor = self.pairs(source, target, pair)
-        return logits

@@ -50,6 +50,8 @@ def subset(windows: Windows, which: I64) -> Windows:
         windows.totals[which],
         windows.first_us[which],
         windows.entity[which],
+        None if windows.own is None else windows.own.take(which),
+        None if windows.far is None else windows.far.take(at),
     )
 
 
@@ -80,13 +82,18 @@ def columns(windows: Windows, pieces: Pieces, state: int) -> Arrays:
     """Padded columns of the pieces: after its last row a piece repeats it.
 
     time_us [M,T], numbers [M,T,Fn], categories and missing [M,T,Fc], length, previous_us and
-    first_us [M], totals [M,K], state [M,H] zeros, valid_BT, position_BT."""
+    first_us [M], totals [M,K], state [M,H] zeros, valid_BT, position_BT; of nodes with features
+    NODE_VIEW [M,N] and FAR_VIEW [M,T,N]."""
     step = np.arange(int(pieces.length.max(initial=1)))
     last = pieces.length[:, None] - 1
     at = pieces.start[:, None] + np.minimum(step, last)
     rows = windows.rows
     time_us = rows.time_us[at]
+    own = {} if windows.own is None else windows.own.take(pieces.owner).named("node")
+    far = {} if windows.far is None else windows.far.take(at).named("far")
     return {
+        **own,
+        **far,
         "time_us": time_us,
         "numbers": np.take(rows.numbers, at, axis=0),
         "categories": np.take(rows.categories, at, axis=0),

@@ -8,6 +8,7 @@ from learning.config import EncoderBase
 from learning.contract import Batch, Needs
 from learning.edges import SOURCE, TARGET, Examples
 from learning.kinds.events import Arrays, tensors
+from schemas.records import ROW_VIEW
 
 
 class Graph:
@@ -44,10 +45,11 @@ class Graph:
             "now_us": np.repeat(examples.time_us, c - 1),
             "collides": examples.collides[:, TARGET:],
         }
+        edges = {name: nodes[name] for name in (*ROW_VIEW, "length")}  # what a pair is scored by
         views = {
             "nodes": tensors(nodes),
-            "source": tensors({name: a[sources] for name, a in nodes.items()}),
-            "target": tensors({name: a[others] for name, a in nodes.items()}),
+            "source": tensors({name: a[sources] for name, a in edges.items()}),
+            "target": tensors({name: a[others] for name, a in edges.items()}),
         }
         index = {"nodes_BC": examples.nodes, "time_B": examples.time_us}
         now_us = int(examples.time_us.max(initial=0))
@@ -60,8 +62,14 @@ def _flat(examples: Examples, longest: int) -> Arrays:
         name: getattr(rows, name)[:, :, :longest].reshape(
             n, longest, *getattr(rows, name).shape[3:]
         )
-        for name in ("time_us", "numbers", "categories", "missing")
+        for name in ROW_VIEW
     }
+    if examples.own is not None and examples.far is not None:
+        own, far = examples.own.named("node"), examples.far.named("far")
+        out |= {name: a.reshape(n, *a.shape[2:]) for name, a in own.items()}
+        out |= {
+            name: a[:, :, :longest].reshape(n, longest, *a.shape[3:]) for name, a in far.items()
+        }
     steps = np.broadcast_to(np.arange(longest), (n, longest))
     length = examples.length.ravel()
     return {**out, "length": length, "valid_BT": steps < length[:, None], "position_BT": steps}
