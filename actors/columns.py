@@ -4,7 +4,7 @@ Every format ends here, so that all mean the same. What NumPy can do per column 
 record.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,10 +15,12 @@ from actors.times import LIMIT_US, NOTHING, Instants, instants_of, to_us
 from schemas.errors import SettingsError
 from schemas.records import (
     DIRECTION,
+    F32,
     F64,
     I64,
     NEIGHBOUR,
     Bool,
+    Features,
     Field,
     FieldType,
     Rows,
@@ -28,7 +30,7 @@ from schemas.records import (
 
 NONE_HASH = -0x5AFE_5AFE_5AFE_5AFE  # stands for None until the mask is made
 CACHED = 1 << 17  # texts whose hashes are remembered
-ADD, REMOVE = category_hash("add"), category_hash("remove")
+ADD, REMOVE, NODE = map(category_hash, ("add", "remove", "node"))
 MAX_F32 = float(np.finfo(np.float32).max)
 
 
@@ -54,6 +56,10 @@ class Table:
     entities: list[str]
     bad: dict[int, Rejected] = field(default_factory=dict)
     neighbours: list[str] = field(default_factory=list)  # of a graph
+    upsert: Bool | None = (
+        None  # [N] of a graph whose nodes have features: which records are of nodes
+    )
+    features: Features | None = None  # [N] and what those say
 
     def flag(self, where: Bool, error: ErrorClass, reason: str) -> None:
         for at in np.flatnonzero(where).tolist():
@@ -88,42 +94,81 @@ def assemble(stream: StreamConfig, columns: Columns, n: int, max_entity_bytes: i
     reason = f"{stream.time!r}: not a time after 1970 that fits 2^53 µs (unit {stream.time_unit})"
     table.flag(wrong, "bad_time", reason)
     rows.time_us[:] = np.where(wrong, 0, own.us)
+    first = len(stream.numbers) - len(stream.own_numbers)
+    _numbers(table, columns, stream.own_numbers, stream.time_unit, rows.numbers[:, first:])
+    _categories(columns, stream.categories, rows.categories, rows.missing)
     if stream.graph:
-        rows.numbers[:, DIRECTION] = 1.0
-        names = columns.entities(stream.neighbour)
-        table.neighbours = _entities(table, names, stream.neighbour, max_entity_bytes)
-    for at, spec in enumerate(stream.own_numbers, len(stream.numbers) - len(stream.own_numbers)):
-        value = _number(table, columns, spec, stream.time_unit)
+        _edges(stream, columns, table, max_entity_bytes)
+    return table
+
+
+def _edges(stream: StreamConfig, columns: Columns, table: Table, limit: int) -> None:
+    """Far nodes, removals, and what records say of nodes."""
+    rows, n = table.rows, len(table.rows)
+    rows.numbers[:, DIRECTION] = 1.0
+    removed = upsert = np.zeros(n, np.bool_)
+    if stream.op:
+        op, absent = columns.categories(stream.op)
+        removed, upsert = ~absent & (op == REMOVE), ~absent & (op == NODE) & bool(stream.node)
+        more = ', or "node" for what is said of a node' if stream.node else ""
+        reason = f'{stream.op!r}: an edge\'s op is "add", "remove", or nothing{more}'
+        table.flag(~absent & ~removed & ~upsert & (op != ADD), "bad_op", reason)
+    names = columns.entities(stream.neighbour)
+    nodes = np.flatnonzero(upsert).tolist()
+    if nodes:
+        names = list(names)
+        for at in nodes:
+            names[at] = None
+    table.neighbours = _entities(table, names, stream.neighbour, limit, nodes)
+    rows.missing[:, NEIGHBOUR] = removed
+    if stream.node:
+        table.upsert, table.features = upsert, Features.empty(stream.shape, n)
+        of = table.features
+        _numbers(table, columns, stream.node_numbers, stream.time_unit, of.numbers)
+        _categories(columns, stream.node_categories, of.categories, of.missing)
+    rows.numbers[upsert], rows.missing[upsert] = np.nan, True
+
+
+def _numbers(table: Table, columns: Columns, specs: Sequence[Field], unit: str, out: F32) -> None:
+    """Fills out [N, len(specs)]."""
+    for at, spec in enumerate(specs):
+        value = _number(table, columns, spec, unit)
         if spec.default is not None:
-            value = np.where(np.isnan(value), default_number(spec, stream.time_unit, rows), value)
+            value = np.where(np.isnan(value), default_number(spec, unit, table.rows), value)
         with np.errstate(over="ignore"):
-            rows.numbers[:, at] = value
-        beyond = np.isinf(rows.numbers[:, at])
-        table.flag(beyond, "infinite", f"{spec.where!r}: infinite or beyond float32")
-    for at, spec in enumerate(stream.categories):
+            out[:, at] = value
+        table.flag(np.isinf(out[:, at]), "infinite", f"{spec.where!r}: infinite or beyond float32")
+
+
+def _categories(columns: Columns, specs: Sequence[Field], out: I64, gone: Bool) -> None:
+    """Fills out and gone [N, len(specs)]."""
+    for at, spec in enumerate(specs):
         hashes, missing = columns.categories(spec.where)
         if spec.default is not None:
             default = category_hash(category_text(spec.default))
             hashes = np.where(missing, default, hashes)
-            missing = np.zeros(n, np.bool_)
-        rows.categories[:, at], rows.missing[:, at] = hashes, missing
-    if stream.op:
-        op, absent = columns.categories(stream.op)
-        removed = ~absent & (op == REMOVE)
-        reason = f'{stream.op!r}: an edge\'s op is "add", "remove", or nothing'
-        table.flag(~absent & ~removed & (op != ADD), "bad_op", reason)
-        rows.missing[:, NEIGHBOUR] = removed
-    return table
+            missing = np.zeros(len(missing), np.bool_)
+        out[:, at], gone[:, at] = hashes, missing
 
 
-def _entities(table: Table, values: list[str | None], path: str, limit: int) -> list[str]:
-    """Names of nodes or entities; rows without a usable one are flagged."""
+def _entities(
+    table: Table,
+    values: list[str | None],
+    path: str,
+    limit: int,
+    without: Sequence[int] = (),
+) -> list[str]:
+    """Names of nodes or entities; rows without a usable one are flagged, but for those that need none."""
     absent = []
     if None in values:
         absent = [at for at, value in enumerate(values) if value is None]
     texts: list[str] = [v or "" for v in values] if absent else values  # type: ignore[assignment]
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+    fine = frozenset(without)
     for at in absent:
+        if at in fine:
+            sizes[at] = 1
+            continue
         reason = f"{path!r}: no entity; a record needs one"
         table.bad.setdefault(at, Rejected("missing_entity", reason))
     table.flag(sizes == 0, "bad_entity", f"{path!r}: an empty entity")
@@ -172,7 +217,7 @@ def default_number(spec: Field, unit: str, rows: Rows) -> float | F64:
 
 def check_defaults(stream: StreamConfig) -> None:
     """Refuses a default that its field cannot hold, before any record is read."""
-    for spec in stream.field:
+    for spec in (*stream.field, *stream.node):
         if spec.default is None:
             continue
         if spec.type is not FieldType.category:

@@ -17,7 +17,16 @@ from msgspec import Meta
 from actors.columns import Table, check_defaults
 from actors.rejected import ErrorClass, Rejected
 from schemas.errors import SettingsError
-from schemas.records import I64, OFFSET_BITS, Decoded, Rows, StreamConfig
+from schemas.records import (
+    I64,
+    OFFSET_BITS,
+    Decoded,
+    Features,
+    Rows,
+    StreamConfig,
+    Told,
+    category_hash,
+)
 
 Size = Annotated[int, Meta(ge=1)]
 Value: TypeAlias = bytes | pa.RecordBatch
@@ -84,6 +93,7 @@ class Decoder:
         at = np.asarray(chosen, np.int64)[origin] if len(kept) < len(values) else origin
         bad += [BadRecord(chosen[b.at], b.error, b.reason, b.row) for b in worse]
         rows, entities, far = table.rows, table.entities, table.neighbours
+        upsert, features = table.upsert, table.features
         if table.bad:
             keep = np.ones(len(at), np.bool_)
             keep[list(table.bad)] = False
@@ -91,6 +101,8 @@ class Decoder:
             rows, at = rows.take(keep), at[keep]
             entities = list(compress(entities, keep.tolist()))
             far = list(compress(far, keep.tolist()))
+            if upsert is not None and features is not None:
+                upsert, features = upsert[keep], features.take(keep)
         deleted = np.zeros(len(at), np.bool_)
         if gone:
             before = len(entities)
@@ -99,10 +111,18 @@ class Decoder:
             if self._stream.graph:
                 far = [*far, *[""] * (len(order) - before)]
                 far = [far[i] for i in order.tolist()]
+            if upsert is not None and features is not None:
+                upsert = np.append(upsert, np.zeros(len(order) - before, np.bool_))[order]
+                features = features.take(order[upsert])
             rows.time_us[deleted] = timestamps_ms[at[deleted]] * 1000
+        elif upsert is not None and features is not None:
+            features = features.take(upsert)
         rows.position[:] = np.int64(topic_index) << OFFSET_BITS | offsets[at]
         bad.sort(key=lambda b: (b.at, b.row or 0))
-        return Decoded(rows, entities, deleted, timestamps_ms[at], far), bad
+        decoded = Decoded(rows, entities, deleted, timestamps_ms[at], far)
+        if upsert is not None and features is not None and upsert.any():
+            decoded.told = _told(decoded, np.flatnonzero(upsert), features)
+        return decoded, bad
 
     def _choose(
         self, values: Sequence[Value | None], bad: list[BadRecord]
@@ -163,6 +183,15 @@ class Decoder:
             return key.decode()
         except UnicodeDecodeError:
             raise Rejected("invalid_utf8", "the key of a deletion is not UTF-8") from None
+
+
+def _told(decoded: Decoded, row: I64, features: Features) -> Told:
+    """What the records of nodes say."""
+    names = [decoded.entities[i] for i in row.tolist()]
+    node = np.fromiter(map(category_hash, names), np.int64, len(names))
+    rows = decoded.rows
+    stamps = decoded.timestamp_ms[row]
+    return Told(node, row, rows.time_us[row], rows.position[row], stamps, features)
 
 
 def make_decoder(stream: StreamConfig, config: DecodeConfig) -> Decoder:

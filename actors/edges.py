@@ -2,7 +2,7 @@
 
 Shapes: N records of a micro-batch, E of them edges (the rest are deletions)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Edges:
             rows.time_us, rows.position, rows.numbers.copy(), rows.categories.copy(), rows.missing
         )
         far.numbers[:, DIRECTION], far.categories[:, NEIGHBOUR] = 0.0, sources
-        edge = ~decoded.deleted
+        edge = ~(decoded.deleted | decoded.upsert)
         two = edge & (sources != rows.categories[:, NEIGHBOUR])  # a loop has one row
         to = np.full(n, self._group)
         if self._groups > 1 and two.any():
@@ -86,23 +86,27 @@ class Edges:
         return Spread(here, self._away(topic, decoded, far, to), windows)
 
     def _away(self, topic: int, decoded: Decoded, far: Rows, to: I64) -> list[tuple[int, bytes]]:
-        """What other groups must know: their nodes' rows, and every deletion."""
+        """What other groups must know: their nodes' rows, every deletion, and what is said of any node."""
         if self._groups == 1:
             return []
         offset = far.position & ((1 << OFFSET_BITS) - 1)
         first = np.flatnonzero(np.diff(offset, prepend=-1))
         nth = np.arange(len(to)) - np.repeat(first, np.diff(first, append=len(to)))
-        out = []
+        out, upsert = [], decoded.upsert
+        every = decoded.deleted | upsert
         for group in range(self._groups):
-            which: Bool = (to == group) & ~decoded.deleted | decoded.deleted
+            which: Bool = (to == group) | every
             if group == self._group or not which.any():
                 continue
             at = np.flatnonzero(which)
-            # a deletion has no neighbour, and a row without a name is one
+            # neither a deletion nor what is said of a node has a neighbour: rows without a name are these
             names = [decoded.neighbours[i] for i in at.tolist()]
             origin = Origin(self._epoch, self._group, topic, offset[at], nth[at])
-            told = messages(origin, names, far.take(at), decoded.timestamp_ms[at])
-            out += [(group, message) for message in told]
+            features = decoded.told.features if decoded.told is not None else None
+            sent = messages(
+                origin, names, far.take(at), decoded.timestamp_ms[at], upsert[at], features
+            )
+            out += [(group, message) for message in sent]
         return out
 
 
@@ -112,9 +116,15 @@ def _both(decoded: Decoded, far: Rows, at: I64) -> Decoded:
     order = np.argsort(np.concatenate([np.arange(n), at]), kind="stable")
     which = np.concatenate([np.arange(n), at])[order]
     both = [*decoded.entities, *(decoded.neighbours[i] for i in at.tolist())]
+    told = decoded.told
+    if told is not None:
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        told = replace(told, row=place[told.row])
     return Decoded(
         Rows.concat((decoded.rows, far.take(at))).take(order),
         [both[i] for i in order.tolist()],
         decoded.deleted[which],
         decoded.timestamp_ms[which],
+        told=told,
     )

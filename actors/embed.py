@@ -11,7 +11,7 @@ import structlog
 from actors.encode import Release, current_swap
 from actors.state import State, Touched
 from schemas.errors import ReleaseError
-from schemas.records import F32, I64, Bool, Shape, contributions
+from schemas.records import F32, I64, NEIGHBOUR, Bool, Features, Shape, contributions
 
 CHUNK = 256  # windows in one call: larger ones run no faster on a CPU and hold the stream up
 log = structlog.get_logger()
@@ -62,11 +62,14 @@ class Releases:
     def _warm(self, release: Release) -> None:
         """The first run of a session allocates: not in the stream's time."""
         m = release.manifest
-        shape = Shape(len(m.numbers), len(m.categories), m.session_gap_us)
+        n = tuple(len(names) for names in (m.node_numbers, m.node_categories))
+        shape = Shape(len(m.numbers), len(m.categories), m.session_gap_us, False, False, *n)
         state = State(shape, 2, m.state, 1)
         state.placed[0] = state.count[0] = 1
         rows, totals = state.padded(np.zeros(CHUNK, np.int64), np.ones(CHUNK, np.int64))
-        release.encode(rows, np.ones(CHUNK, np.int64), totals, np.zeros(CHUNK, np.int64))
+        own, far = Features.empty(shape, CHUNK), Features.empty(shape, CHUNK, 1)
+        ones = np.ones(CHUNK, np.int64)
+        release.encode(rows, ones, totals, 0 * ones, own, far)
 
     def of(self, number: int) -> Release | None:
         """The release that a state is tagged with; None if it cannot be had or is of another generation."""
@@ -123,8 +126,12 @@ def encode_anew(state: State, slots: I64, release: Release) -> F32:
         if len(at):
             part = slots[at]
             rows, totals = state.padded(part, lengths[at])
+            own = far = None
+            if state.nodes is not None:
+                own = state.nodes.get(state.hashes(part))
+                far = state.nodes.get(rows.categories[..., NEIGHBOUR])
             vectors[at], state.recurrent[part] = release.encode(
-                rows, lengths[at], totals, state.first_us[part]
+                rows, lengths[at], totals, state.first_us[part], own, far
             )
     state.tag[slots] = release.number
     return vectors

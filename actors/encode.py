@@ -16,7 +16,7 @@ from actors.snapshot import Folder, write_file
 from learning.inline import check_inline
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
-from schemas.records import F32, F64, I64, Rows
+from schemas.records import F32, F64, I64, Features, Rows
 
 log = structlog.get_logger()
 CURRENT = "current"
@@ -118,9 +118,18 @@ class Release:
     def number(self) -> int:
         return self.manifest.release
 
-    def encode(self, rows: Rows, lengths: I64, totals: F64, first_us: I64) -> tuple[F32, F32]:
+    def encode(
+        self,
+        rows: Rows,
+        lengths: I64,
+        totals: F64,
+        first_us: I64,
+        own: Features | None = None,
+        far: Features | None = None,
+    ) -> tuple[F32, F32]:
         """The anchor rule's vectors of windows padded to [B, T, ...]: from a zero state, first Δt zero.
 
+        own [B] and far [B, T]: what nodes have of their own, and each row's far one, where the stream says that.
         Returns embeddings [B, D] and states [B, H] (H = 0 where nothing recurs)."""
         b = len(lengths)
         feed = {
@@ -134,6 +143,8 @@ class Release:
             "first_us": first_us,
             "state": np.zeros((b, self.manifest.state), np.float32),
         }
+        if own is not None and far is not None:
+            feed |= own.named("node") | far.named("far")
         found = self.encode_session.run(None, {i.name: feed[i.name] for i in self.manifest.encode})
         return found[0], found[1] if len(found) > 1 else np.zeros((b, 0), np.float32)
 

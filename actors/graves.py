@@ -256,6 +256,14 @@ def forget_neighbours(state: "State", hashes: I64, positions: I64) -> I64:
     return slots
 
 
+def leads_to(state: "State", first: int, last: int, nodes: I64) -> Bool:
+    """Which of the slots from `first` to `last` have a row whose neighbour is one of these. [last - first]"""
+    there = slice(first, last)
+    named = np.isin(state.rows.categories[there, :, NEIGHBOUR], nodes)
+    named &= np.arange(state.window) < state.placed[there, None]
+    return np.asarray(named.any(1))
+
+
 def mark_dead(state: "State") -> None:
     """After a restore: a snapshot holds tombstones, not whom they bury."""
     for lo in range(0, len(state.names), CHUNK):

@@ -15,7 +15,7 @@ import structlog
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
-from actors.graves import Buried, forget_neighbours
+from actors.graves import Buried, forget_neighbours, leads_to
 from actors.mirror import Mark, Marks
 from actors.partitioner import partitions_of
 from actors.ports import Batch
@@ -23,12 +23,17 @@ from actors.quarantine import Quarantine, joined, plain
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
 from actors.state import State, Touched
+from learning.node_table import NodeTable
 from schemas.errors import SnapshotError
 from schemas.published import EDGE
 from schemas.records import DIRECTION, I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape, Windows
 from schemas.stats import GroupStats
 
+Sizes = tuple[int, int, int] | tuple[int, int, int, int]
+"""Window L, hidden H, slots E; and of how many nodes, of all groups, a graph's features are kept (else E)."""
+
 QUEUE = 16_384
+SPREAD = 16_384  # slots looked through at one turn
 LOSS = "#loss"  # beside the positions in Redis (no topic has such a name); absent before the first loss
 FILES = "files:"  # how the one topic of a backfill begins; no topic of Kafka has such a name
 log = structlog.get_logger()
@@ -49,6 +54,15 @@ class Group:
     edges: Edges | None = None  # of a graph
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
     buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
+    news: set[int] = field(
+        default_factory=set
+    )  # nodes of whom something was said: see Group.spread_news
+    spreading: I64 = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # ... those looked for now
+    spread_at: int = 0  # ... from this slot on
+    unheard: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes: see untold
+    told_upto: int = 0  # ... and a slot
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
     acked: list[int] = field(default_factory=list)  # positions that Redis is known to have taken
@@ -78,13 +92,12 @@ class Group:
         topics: tuple[str, ...],
         folder: Path,
         shape: Shape,
-        sizes: tuple[int, int, int],
+        sizes: Sizes,
         fields: Sequence[str] = (),
     ) -> "Group":
         """Restores the newest snapshot that verifies. `positions` is empty where there is none.
 
-        sizes: window L, hidden H, slots E. fields: names of the columns, numbers first."""
-        window, hidden, slots = sizes
+        fields: names of the columns, numbers first."""
 
         def load(found: Folder) -> Group:
             for what, now in (("topics", list(topics)), ("fields", list(fields))):
@@ -97,7 +110,7 @@ class Group:
                 raise SnapshotError(
                     f"{found.path} is of a stream of another kind than stream.kind. " + _remedy([])
                 )
-            state = State(shape, window, hidden, slots)
+            state = _state(shape, sizes)
             positions = restore(found, state)
             owed = dict.fromkeys(found.meta["owed_deletions"])
             group = cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
@@ -107,10 +120,11 @@ class Group:
             group.forgets = found.meta["forgets"]
             group.buried.since.update(found.meta.get("buried", []))
             group.mirrored = {(g, t): Mark(*at) for g, t, *at in found.meta.get("mirrored", [])}
+            group.news = set(found.meta.get("news", []))
             return group
 
         group = newest(folder, load)
-        group = group or cls(number, epoch, topics, State(shape, window, hidden, slots), [], folder)
+        group = group or cls(number, epoch, topics, _state(shape, sizes), [], folder)
         group.fields = tuple(fields)
         return group
 
@@ -206,6 +220,8 @@ class Group:
 
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
+        if self.edges is not None:
+            self._tell(parts)
         decoded = parts[0] if len(parts) == 1 else joined(parts)
         if self.edges is not None:
             decoded = self._without_buried(decoded, self.edges)
@@ -223,6 +239,52 @@ class Group:
         ended |= self.buried.before(edges.rows.categories[:, NEIGHBOUR], stamps)
         return edges.of_one_row(~ended) if ended.any() else edges
 
+    def _tell(self, parts: list[Decoded]) -> None:
+        """What is said of nodes, wherever it was said; deletions take it along."""
+        nodes = self.state.nodes
+        for gone in (gone for part in parts for gone in part.gone):
+            self.buried.add(gone.node, gone.timestamp_ms)
+        for part in parts if nodes is not None else ():
+            assert nodes is not None
+            nodes.forget(np.array([gone.node for gone in part.gone], np.int64))
+            told = part.told
+            if told is None:
+                continue
+            ended = np.zeros(len(told), np.bool_)
+            if self.buried.since:
+                ended = self.buried.before(told.node, told.timestamp_ms)
+            for gone in part.gone:
+                ended |= (told.node == gone.node) & (told.row >= 0) & (told.row < gone.before)
+            told = told.take(~ended)
+            known = nodes.put(told.node, told.features, told.time_us, told.position)
+            self.news.update(known.tolist())
+            here = told.node[told.row >= 0]
+            self.unheard = np.unique(np.concatenate([self.unheard, here]))
+
+    def untold(self, most: int) -> I64:
+        """Nodes of this group that the learner is to be told of: up to `most`, which then count as told."""
+        ids, self.unheard = self.unheard[:most], self.unheard[most:]
+        if not len(ids) and self.told_upto < len(self.state.names):
+            first, self.told_upto = self.told_upto, self.told_upto + most
+            slots = np.arange(first, min(self.told_upto, len(self.state.names)))
+            ids = self.state.hashes(slots[self.state.count[slots] > 0])
+        return ids
+
+    def spread_news(self) -> None:
+        """Whose edges lead to nodes of whom something new was said is owed a vector: some slots at each turn, so
+        that the stream does not wait however many there are."""
+        if not len(self.spreading):
+            if not self.news:
+                return
+            self.spreading, self.news, self.spread_at = np.array(sorted(self.news)), set(), 0
+        state, first = self.state, self.spread_at
+        last = min(first + SPREAD, len(state.names))
+        slots = first + np.flatnonzero(leads_to(state, first, last, self.spreading))
+        state.owed[slots] = True
+        self.spread_at = last
+        if last >= len(state.names):
+            self.spreading = np.zeros(0, np.int64)
+
     def _without_buried(self, decoded: Decoded, edges: Edges) -> Decoded:
         """Deleted nodes are nobody's neighbours: not in the rings, nor in what came before in the batch,
         nor in what was produced before and comes later. Nor does the mirror bring them back."""
@@ -230,7 +292,6 @@ class Group:
         for gone in decoded.gone:
             named = rows.categories[: gone.before, NEIGHBOUR] == gone.node
             rows.missing[: gone.before, NEIGHBOUR] |= named
-            buried.add(gone.node, gone.timestamp_ms)
         if decoded.gone:
             nodes = np.array([g.node for g in decoded.gone], np.int64)
             positions = np.array([g.position for g in decoded.gone], np.int64)
@@ -295,7 +356,10 @@ class Group:
         state = self.state
         names = [state.names[slot] or "" for slot in slots.tolist()]
         edges = _edges(state, slots) if state.shape.graph else []
-        columns = state.last_us[slots], state.count[slots], state.since_us[slots]
+        time_us = state.last_us[slots]
+        if state.nodes is not None:
+            time_us = np.maximum(time_us, state.nodes.said_us(state.hashes(slots)))
+        columns = time_us, state.count[slots], state.since_us[slots]
         return Vectors(names, vectors, release, *columns, edges)
 
     def post(
@@ -328,7 +392,7 @@ class Group:
 
     def refused(self, slots: I64, deletions: list[str]) -> None:
         """Redis did not get what was thought to be paid; slots may have been freed since."""
-        self.state.owed[slots[self.state.placed[slots] > 0]] = True
+        self.state.owed[slots[self.state.count[slots] > 0]] = True
         self.owed_deletions |= dict.fromkeys(deletions)
 
     def owe_release(self, current: int, swap: int) -> None:
@@ -337,7 +401,7 @@ class Group:
         All of them where this is not the next swap after the one that the state knows of: what came
         between may have been written over in Redis by a process whose memory of it is gone."""
         n = len(self.state.names)
-        resident = self.state.placed[:n] > 0
+        resident = self.state.count[:n] > 0
         known = swap - self.swap in (0, 1)
         self.state.owed[:n] |= resident & ((self.state.tag[:n] != current) | (not known))
         self.swap = swap
@@ -346,7 +410,7 @@ class Group:
     def owe_everything(self) -> None:
         """Redis came back empty or older."""
         n = len(self.state.names)
-        self.state.owed[:n] = self.state.placed[:n] > 0
+        self.state.owed[:n] = self.state.count[:n] > 0
         self.queue = np.zeros(0, np.int64)
         self.loss = max(self.loss, self.epoch << 20) + 1
 
@@ -365,6 +429,7 @@ class Group:
             "graph": self.state.shape.graph,
             "buried": [[node, since] for node, since in self.buried.since.items()],
             "mirrored": [[*source, *mark] for source, mark in self.mirrored.items()],
+            "news": [*self.news, *self.spreading.tolist()],
         }
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
@@ -374,7 +439,7 @@ class Group:
 
     def stats(self, lag: int, now: float, paused: bool) -> GroupStats:
         state, n = self.state, len(self.state.names)
-        tags = state.tag[:n][(state.placed[:n] > 0) & (state.tag[:n] > 0)]
+        tags = state.tag[:n][(state.count[:n] > 0) & (state.tag[:n] > 0)]
         return GroupStats(
             group=self.number,
             phase="paused" if paused else self.phase,
@@ -393,6 +458,14 @@ class Group:
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,
         )
+
+
+def _state(shape: Shape, sizes: Sizes) -> State:
+    window, hidden, slots = sizes[:3]
+    state = State(shape, window, hidden, slots)
+    if shape.noded:
+        state.nodes = NodeTable(shape, sizes[-1])
+    return state
 
 
 def _edges(state: State, slots: I64) -> list[bytes]:

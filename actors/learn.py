@@ -27,7 +27,7 @@ from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfi
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from schemas.errors import SnapshotError
-from schemas.records import OFFSET_BITS, Shape, Windows
+from schemas.records import OFFSET_BITS, Shape, Told, Windows
 from schemas.stats import LearnerStats
 
 log = structlog.get_logger()
@@ -60,9 +60,8 @@ class Learn:
         self._release, self._clock, self._dim = release, clock, encoder.dim
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._learner = learner_of(config, encoder, shape, device)
-        self._inbox: deque[Part | list[int]] = (
-            deque()
-        )  # windows, and entities to forget, as they came
+        # windows, entities to forget and what was said of nodes, as they came
+        self._inbox: deque[Part | list[int] | Told] = deque()
         self._inbox_bytes = 0
         self._forgotten: list[int] = []  # those that one of the kept snapshots still has
         self._passed = 0  # so many of them the newest snapshot no longer has
@@ -88,6 +87,15 @@ class Learn:
                 return False
             self._inbox.extend(parts)
             self._inbox_bytes += size
+        return True
+
+    def describe(self, told: Told) -> bool:
+        """Takes what was said of nodes if there is room. False: full."""
+        with self._lock:
+            if self._inbox and self._inbox_bytes + told.nbytes > self._config.queue_bytes:
+                return False
+            self._inbox.append(told)
+            self._inbox_bytes += told.nbytes
         return True
 
     def forget(self, entities: list[int]) -> bool:
@@ -148,6 +156,9 @@ class Learn:
         for part in parts:
             if isinstance(part, list):
                 self._learner.forget(np.array(part, np.int64))
+                continue
+            if isinstance(part, Told):
+                self._learner.describe(part)
                 continue
             group, positions, windows = part
             mark = self._marks.get(group)

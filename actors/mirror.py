@@ -2,8 +2,8 @@
 
 One message holds rows for one group, as columns in msgpack, in the order of the records that they come from.
 A row's origin is (source group, its topic, offset, how manieth row of that record): the receiver keeps how far
-it has come of each source topic and drops the rest, so that a sender may send again. A row without a name says
-that the node of that hash was deleted.
+it has come of each source topic and drops the rest, so that a sender may send again. A row without a name is of
+the node of that hash: it was deleted, or (`upsert`) it is said what it has of its own.
 
 The log has no gaps, whoever wrote it: a sender sends in order, and begins where a snapshot stood, which was
 committed when all before it was in the log. So what is beyond a mark follows on it, also where it is of a sender
@@ -29,9 +29,11 @@ from schemas.records import (
     OFFSET_BITS,
     Bool,
     Decoded,
+    Features,
     Gone,
     Rows,
     Shape,
+    Told,
 )
 
 MESSAGE_BYTES = 256 << 10
@@ -54,6 +56,10 @@ class Message(msgspec.Struct, frozen=True):
     numbers: bytes  # [N, Fn] float32
     categories: bytes  # [N, Fc] int64
     missing: bytes  # [N, Fc] bool
+    upsert: bytes = b""  # [N] bool; empty: none
+    node_numbers: bytes = b""  # [M, Nn] float32, of the M rows that are upserts, as those below
+    node_categories: bytes = b""  # [M, Nc] int64
+    node_missing: bytes = b""  # [M, Nc] bool
 
 
 class Mark(NamedTuple):
@@ -78,20 +84,40 @@ class Origin:
     nth: I64
 
 
-def messages(origin: Origin, names: list[str], rows: Rows, timestamp_ms: I64) -> list[bytes]:
-    """N rows as messages, each of about MESSAGE_BYTES at most."""
+def messages(
+    origin: Origin,
+    names: list[str],
+    rows: Rows,
+    timestamp_ms: I64,
+    upsert: Bool,
+    features: Features | None,
+) -> list[bytes]:
+    """N rows as messages, each of about MESSAGE_BYTES at most. features [M]: of the rows that are upserts."""
     sizes = np.fromiter(map(len, names), np.int64, len(names))
-    sizes = 2 * sizes + 40 + 4 * rows.numbers.shape[1] + 9 * rows.categories.shape[1]
+    sizes = 2 * sizes + 41 + 4 * rows.numbers.shape[1] + 9 * rows.categories.shape[1]
+    if features is not None:
+        sizes += upsert * (4 * features.numbers.shape[1] + 9 * features.categories.shape[1])
     part = np.cumsum(sizes) // MESSAGE_BYTES
     starts = np.flatnonzero(np.diff(part, prepend=-1)).tolist()
-    return [
-        _message(origin, names, rows, timestamp_ms, slice(lo, hi))
-        for lo, hi in zip(starts, [*starts[1:], len(names)], strict=True)
-    ]
+    out = []
+    for lo, hi in zip(starts, [*starts[1:], len(names)], strict=True):
+        message = _message(origin, names, rows, timestamp_ms, slice(lo, hi))
+        if features is not None and upsert[lo:hi].any():
+            first = int(np.count_nonzero(upsert[:lo]))
+            told = features.take(slice(first, first + int(np.count_nonzero(upsert[lo:hi]))))
+            message = msgspec.structs.replace(
+                message,
+                upsert=upsert[lo:hi].tobytes(),
+                node_numbers=told.numbers.astype("<f4").tobytes(),
+                node_categories=told.categories.astype("<i8").tobytes(),
+                node_missing=told.missing.tobytes(),
+            )
+        out.append(msgspec.msgpack.encode(message))
+    return out
 
 
-def _message(origin: Origin, names: list[str], rows: Rows, stamps: I64, at: slice) -> bytes:
-    message = Message(
+def _message(origin: Origin, names: list[str], rows: Rows, stamps: I64, at: slice) -> Message:
+    return Message(
         origin.epoch,
         origin.group,
         origin.topic,
@@ -104,7 +130,6 @@ def _message(origin: Origin, names: list[str], rows: Rows, stamps: I64, at: slic
         rows.categories[at].astype("<i8").tobytes(),
         rows.missing[at].tobytes(),
     )
-    return msgspec.msgpack.encode(message)
 
 
 _decode = msgspec.msgpack.Decoder(Message).decode
@@ -123,10 +148,11 @@ class Reader:
     def read(self, batch: Batch) -> tuple[Decoded, list[BadRecord]]:
         """The rows that were not taken before, in order."""
         bad, parts, names, gone, stamps = list[BadRecord](), [], list[str](), list[Gone](), []
+        said, ended, seen = list[Told](), dict[int, int](), 0
         for at, value in enumerate(batch.values):
             position = (batch.topic << OFFSET_BITS) | int(batch.offsets[at])
             try:
-                told, origin, rows = self._checked(value)
+                message, origin, rows, told = self._checked(value)
             except Rejected as why:
                 bad.append(BadRecord(at, why.error, str(why)))
                 continue
@@ -134,20 +160,34 @@ class Reader:
             if not keep.any():
                 continue
             rows.position[:] = position
-            deleted = np.array([not name for name in told.names], np.bool_)
-            stamp = _column(told.timestamp_ms, "<i8", len(keep))
-            for row in np.flatnonzero(keep & deleted).tolist():
-                before = len(names) + int(np.count_nonzero(keep[:row] & ~deleted[:row]))
+            nameless = np.array([not name for name in message.names], np.bool_)
+            deleted = keep & nameless
+            stamp = _column(message.timestamp_ms, "<i8", len(keep))
+            if told is not None:
+                deleted[told.row] = False
+                told = told.take(keep[told.row])
+                told.row += seen
+                said.append(told)
+            for row in np.flatnonzero(deleted).tolist():
+                before = len(names) + int(np.count_nonzero(keep[:row] & ~nameless[:row]))
                 node = int(rows.categories[row, NEIGHBOUR])
                 gone.append(Gone(before, node, position, int(stamp[row])))
-            keep &= ~deleted
+                ended[node] = seen + row
+            seen += len(keep)
+            keep &= ~nameless
             parts.append(rows.take(keep))
-            names += [told.names[i] for i in np.flatnonzero(keep).tolist()]
+            names += [message.names[i] for i in np.flatnonzero(keep).tolist()]
             stamps.append(stamp[keep])
         rows = Rows.concat(parts) if parts else Rows.empty(self._shape)
         n = len(names)
         stamped = np.concatenate(stamps) if stamps else np.zeros(0, np.int64)
-        return Decoded(rows, names, np.zeros(n, np.bool_), stamped, gone=gone), bad
+        decoded = Decoded(rows, names, np.zeros(n, np.bool_), stamped, gone=gone)
+        if said:  # what a deletion stands behind has ended
+            told = Told.concat(said)
+            last = np.array([ended.get(node, -1) for node in told.node.tolist()], np.int64)
+            decoded.told = told.take(told.row > last)
+            decoded.told.row[:] = -1
+        return decoded, bad
 
     def _beyond(self, origin: Origin) -> Bool:
         """Which rows were not taken before. [N]"""
@@ -160,7 +200,7 @@ class Reader:
             self.marks[key] = Mark(int(origin.offset[-1]), int(origin.nth[-1]))
         return np.asarray(keep)
 
-    def _checked(self, value: Any) -> tuple[Message, Origin, Rows]:
+    def _checked(self, value: Any) -> tuple[Message, Origin, Rows, Told | None]:
         if value is None or len(value) > MOST_BYTES:
             raise _bad(f"it has {len(value or b'')} bytes; 1 to {MOST_BYTES} are allowed")
         try:
@@ -190,15 +230,39 @@ class Reader:
         follows = (np.diff(offset) > 0) | ((np.diff(offset) == 0) & (np.diff(nth) > 0))
         if n and not (offset[0] >= 0 and offset[-1] < 1 << OFFSET_BITS and follows.all()):
             raise _bad("its offsets do not ascend")
-        deleted = np.array([not name for name in told.names], np.bool_)
-        if ((rows.time_us <= 0) | (rows.time_us >= LIMIT_US))[~deleted].any():
+        said = self._said(told, offset, rows)
+        named = np.array([bool(name) for name in told.names], np.bool_)
+        timed = named if said is None else np.isin(np.arange(n), said.row) | named
+        if ((rows.time_us <= 0) | (rows.time_us >= LIMIT_US))[timed].any():
             raise _bad("a time that is none")
-        if np.isinf(rows.numbers).any() or rows.numbers[~deleted, DIRECTION].any():
+        if np.isinf(rows.numbers).any() or rows.numbers[named, DIRECTION].any():
             raise _bad("a number that is infinite, or a direction that is not 0")
         if (rows.missing > 1).any():
             raise _bad("a truth value that is neither 0 nor 1")
         rows.missing = rows.missing.astype(np.bool_)
-        return told, Origin(told.epoch, told.group, told.topic, offset, nth), rows
+        return told, Origin(told.epoch, told.group, told.topic, offset, nth), rows, said
+
+    def _said(self, message: Message, offset: I64, rows: Rows) -> Told | None:
+        """What is said of nodes; `row`: which rows of the message say it."""
+        if not message.upsert:
+            return None
+        s = self._shape
+        upsert = _column(message.upsert, "u1", len(offset))
+        if (upsert > 1).any() or not s.noded:
+            raise _bad("upserts where there are none")
+        row = np.flatnonzero(upsert)
+        if any(message.names[i] for i in row.tolist()):
+            raise _bad("an upsert with a name")
+        numbers = _column(message.node_numbers, "<f4", len(row), s.node_numbers)
+        missing = _column(message.node_missing, "u1", len(row), s.node_categories)
+        if np.isinf(numbers).any() or (missing > 1).any():
+            raise _bad("features that are none")
+        categories = _column(message.node_categories, "<i8", len(row), s.node_categories)
+        features = Features(numbers, categories, missing.astype(np.bool_))
+        stamps = _column(message.timestamp_ms, "<i8", len(offset))[row]
+        position = message.topic << OFFSET_BITS | offset[row]
+        node = rows.categories[row, NEIGHBOUR]
+        return Told(node, row, rows.time_us[row], position, stamps, features)
 
 
 def _column(data: bytes, dtype: str, n: int, width: int | None = None) -> Any:

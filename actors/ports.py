@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from schemas.records import I64, Windows
+from schemas.records import I64, Told, Windows
 
 
 class Batch(NamedTuple):
@@ -69,11 +69,18 @@ class Mirror(Protocol):
 
 
 class LearnerPort(Protocol):
+    processes: int
+    """How many learner's processes there were: a new one is told again what nodes have of their own."""
+
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         """Windows cut when the group stood at `positions`. False: full, and nothing was taken."""
 
     def poll(self) -> None:
         """Time passed: what was taken goes out, also when nothing more comes."""
+
+    def describe(self, told: Told) -> bool:
+        """What was said of nodes. To be asked again and again, until the learner has taken it; never waits."""
+        ...
 
     def forget(self, entities: list[int]) -> int:
         """Deleted entities (category_hash of their names) leave the replay, with all windows offered before.

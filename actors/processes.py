@@ -29,7 +29,7 @@ from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import EncoderConfig, LearnerConfig
 from schemas.errors import AfreshError, SinkDown
-from schemas.records import StreamConfig
+from schemas.records import StreamConfig, Told
 
 if TYPE_CHECKING:
     from actors.learn import Learn
@@ -171,7 +171,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
             source.topics,
             spec.root / f"group-{number}",
             shape,
-            (window, hidden, slots),
+            (window, hidden, slots, spec.groups * slots),
             spec.stream.columns,
         )
         for number, epoch in sorted(groups.items())
@@ -219,6 +219,9 @@ class LearnProcess(Worker):
             return False
         self._early += parts
         return True
+
+    def describe(self, told: Told) -> bool:
+        return self._learn is not None and self._learn.describe(told)
 
     def forget(self, entities: list[int]) -> bool:
         """Whether they will be gone, also after a crash. False while it loads: ask again."""

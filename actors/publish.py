@@ -29,7 +29,7 @@ from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
-from schemas.published import OF_EDGES, OF_RECORDS, Gate, Manifest, Overlap
+from schemas.published import OF_EDGES, OF_NODES, OF_RECORDS, Gate, Manifest, Overlap
 from schemas.records import StreamConfig, Windows
 from schemas.stats import PublisherStats
 
@@ -234,10 +234,13 @@ class Publish:
             fields=self._stream.field,
             numbers=tuple(f.name for f in self._stream.numbers),
             categories=tuple(f.name for f in self._stream.categories),
+            node_fields=self._stream.node,
+            node_numbers=tuple(f.name for f in self._stream.node_numbers),
+            node_categories=tuple(f.name for f in self._stream.node_categories),
             session_gap_us=self._stream.shape.session_gap_us,
             state=self._encoder.state,
             **described(graphs),
-            anchor=OF_EDGES if self._stream.graph else OF_RECORDS,
+            anchor=_anchor(self._stream),
             snapshot=snapshot.path.name,
             updates=snapshot.meta["updates"],
             gates=(gate,),
@@ -302,3 +305,10 @@ class Publish:
 def _numbers(folder: Path) -> list[int]:
     """The releases in a folder, newest first."""
     return sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+
+
+def _anchor(stream: StreamConfig) -> str:
+    """Of which records a vector is made."""
+    if not stream.graph:
+        return OF_RECORDS
+    return OF_EDGES + OF_NODES if stream.shape.noded else OF_EDGES

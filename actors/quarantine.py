@@ -21,7 +21,7 @@ from actors.decode import BadRecord, Decoder
 from actors.ports import Batch
 from actors.snapshot import Folder, folders, write_file
 from schemas.errors import SnapshotError
-from schemas.records import Decoded, Rows
+from schemas.records import Decoded, Rows, Told
 
 MARKER, KNOWN = "decoding", "crashes.json"
 BATCH, ALONE = 1, 2
@@ -164,7 +164,12 @@ class Quarantine:
 
 
 def joined(parts: list[Decoded]) -> Decoded:
-    ends = accumulate((len(p.entities) for p in parts), initial=0)
+    ends = list(accumulate((len(p.entities) for p in parts), initial=0))
+    told = [
+        replace(p.told, row=np.where(p.told.row < 0, -1, p.told.row + n))
+        for p, n in zip(parts, ends, strict=False)
+        if p.told is not None
+    ]
     return Decoded(
         Rows.concat([p.rows for p in parts]),
         [name for p in parts for name in p.entities],
@@ -176,6 +181,7 @@ def joined(parts: list[Decoded]) -> Decoded:
             for p, n in zip(parts, ends, strict=False)
             for g in p.gone
         ],
+        Told.concat(told) if told else None,
     )
 
 

@@ -26,6 +26,7 @@ from schemas.errors import SinkDown, SnapshotError, SourceDown
 from schemas.records import I64, NEIGHBOUR, Decoded, Rows, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
 
+TOLD = 1024  # nodes that the learner is told of in one call
 LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
 log = structlog.get_logger()
 
@@ -114,6 +115,8 @@ class Shard:
         self._look_at = clock() + LOOK_S
         self._sink_up = True
         self._posted: Posted | None = None
+        self._telling: tuple[Group, I64] | None = None  # nodes that the learner is told of just now
+        self._told_to = -1  # which of the learner's processes
         # deleted entities that the learner has not yet durably forgotten
         self._forgets = list(dict.fromkeys(e for group in groups for e in group.forgets))
         for i, group in enumerate(groups):
@@ -150,11 +153,14 @@ class Shard:
             self._take(self.groups[number], mine)
         if self._forgets and self.learner is not None:
             del self._forgets[: self.learner.forget(self._forgets)]
+        self._describe()
         taken = sum(len(batch.offsets) for batch in batches)
         if taken < most:  # else more is waiting: Redis and we work at the same time
             self._settle()
         if not batches:
             self._look_at_redis()
+        for group in self.groups.values():
+            group.spread_news()
         self._pay_owed(idle=not batches)
         self._snapshot_turn()
         self._stats.progress += 1
@@ -351,6 +357,27 @@ class Shard:
         )
         windows = Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)
         self._offer(group, windows, began)
+
+    def _describe(self) -> None:
+        """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
+        learner's process what there is."""
+        if self.learner is None:
+            return
+        if self._told_to != self.learner.processes:
+            self._told_to = self.learner.processes
+            for group in self.groups.values():
+                group.told_upto = 0
+        if self._telling is None:
+            found = ((g, g.untold(TOLD)) for g in self.groups.values() if g.state.nodes is not None)
+            self._telling = next((some for some in found if len(some[1])), None)
+        if self._telling is not None:
+            group, ids = self._telling
+            assert group.state.nodes is not None
+            told = group.state.nodes.told(
+                ids
+            )  # as it is now: nothing of a node that is deleted by now
+            if not len(told) or self.learner.describe(told):
+                self._telling = None
 
     def _offer(self, group: Group, windows: Windows, began: float) -> None:
         assert self.learner is not None

@@ -32,6 +32,7 @@ from schemas.records import I64, Bool
 FORMAT = 2
 MANIFEST = "manifest.json"
 SLAB_BYTES = 8 << 20
+NODE_BYTES = 1 << 20  # of nodes' features in a file: copied into new memory
 DAMAGED = ".damaged"
 T = TypeVar("T")
 _NAME = re.compile("[0-9]+-[0-9]+")
@@ -225,7 +226,7 @@ SLOT_COLUMNS = (
 
 def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:
     """A slab as safetensors: used slots, the rows that their rings hold, their names."""
-    used = np.flatnonzero(raw["placed"][: len(names)] > 0)
+    used = np.flatnonzero(raw["count"][: len(names)] > 0)
     out = {name: raw[name][used] for name in SLOT_COLUMNS}
     rows = np.minimum(raw["placed"][used], window)
     valid = np.arange(window) < rows[:, None]  # a ring that is not full has its rows at 0..n
@@ -254,6 +255,7 @@ class GroupSnapshot:
         self._queue: Queue[Any] = Queue(maxsize=1)
         self._buffers: Queue[dict[str, np.ndarray]] = Queue()
         self._slots = slab_slots(state)
+        self._node_at, self._node_files = 0, list[str]()
         self._result: Path | BaseException | None = None
         self._meta = meta | {
             "positions": self.positions, "window": state.window, "hidden": state.hidden,
@@ -274,6 +276,12 @@ class GroupSnapshot:
         state = self._state
         lo, hi = self._at, min(self._at + self._slots, len(state.names))
         if lo >= len(state.names):
+            if state.nodes is not None and self._node_at < state.nodes.used:
+                # not as of one position: what is read again says it again, and the newest counts
+                step = max(NODE_BYTES // (state.shape.node_bytes + 32), 16)
+                self._queue.put((state.nodes.part(self._node_at, self._node_at + step),))
+                self._node_at += step
+                return True
             self._at = -1
             counts = {
                 name: getattr(state.counts, name)
@@ -321,6 +329,11 @@ class GroupSnapshot:
             while not isinstance(item := self._queue.get(), dict):
                 if item is None:
                     raise SnapshotError("abandoned")
+                if len(item) == 1:
+                    file = f"nodes-{len(self._node_files):06d}.safetensors"
+                    self._node_files.append(file)
+                    yield file, safetensors.numpy.save(item[0])
+                    continue
                 raw, names, positions = item
                 file = f"slab-{len(self._slabs):06d}.safetensors"
                 self._slabs.append({"file": file, "positions": positions})
@@ -332,7 +345,10 @@ class GroupSnapshot:
 
         try:
             self._result = write_folder(
-                root, self.name, files(), lambda: self._meta | {"slabs": self._slabs}
+                root,
+                self.name,
+                files(),
+                lambda: self._meta | {"slabs": self._slabs, "nodes": self._node_files},
             )
             prune(root, keep=2, upto=self.name)  # here, for it can take a second
         except BaseException as error:
@@ -375,6 +391,9 @@ def restore(folder: Folder, state: State) -> list[int]:
     state.marks = marks if meta["slabs"] else None
     if state.shape.graph:
         mark_dead(state)
+    if state.nodes is not None:
+        for file in meta.get("nodes", []):
+            state.nodes.take_part(folder.tensors(file))
     return list(positions)
 
 

@@ -25,7 +25,7 @@ from actors.ports import LearnerPort
 from actors.private import private_folder
 from actors.processes import LearnProcess, PublishProcess, ShardProcess, Spec, Status
 from schemas.errors import AfreshError
-from schemas.records import Windows
+from schemas.records import Told, Windows
 
 SEND_BYTES = 1 << 20
 SEND_AFTER_S = 0.5
@@ -191,13 +191,16 @@ class RemoteLearner(LearnerPort):
         self._calls: list[Any] = []
         self._full_until = 0.0
         self._forgetting: tuple[int, Any] | None = None  # how many, the call
+        self._describing: Any = None
+        self.processes = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteLearner, (self._actor,)
 
     def connect(self, learner: Any) -> None:
         self._actor, self._calls, self._full_until = learner, [], 0.0
-        self._forgetting = None
+        self._forgetting = self._describing = None
+        self.processes += 1
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         now = self._clock()
@@ -227,6 +230,23 @@ class RemoteLearner(LearnerPort):
             self._full_until = now + 1.0
             return False
         return True
+
+    def describe(self, told: Told) -> bool:
+        now = self._clock()
+        if self._actor is None or now < self._full_until:
+            return False
+        try:
+            if self._describing is None:
+                self._describing = self._actor.describe.remote(told)
+            if not ray.wait([self._describing], timeout=0)[0]:
+                return False
+            call, self._describing = self._describing, None
+            if ray.get(call):
+                return True
+        except ray.exceptions.RayError:
+            self._describing = None
+        self._full_until = now + 0.5  # dead, full, or it still loads
+        return False
 
     def forget(self, entities: list[int]) -> int:
         now = self._clock()

@@ -7,7 +7,7 @@ consecutive slots, the unit of snapshots (`actors/snapshot.py`).
 Shapes: E slots, L rows of a ring, M entities touched by a micro-batch, K running totals, H recurrent state.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Annotated
 
@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from actors import graves
+from learning.node_table import ENTRY, NodeTable
 from schemas.errors import SettingsError
 from schemas.records import (
     F64,
@@ -88,12 +89,12 @@ def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
 
 
 def capacity(config: StateConfig, groups: int, shape: Shape, window: int, hidden: int) -> int:
-    """Slots of one group under the stream's memory cap. Raises SettingsError where that is too few."""
-    slots = (
-        (config.max_memory_mb << 20)
-        // groups
-        // (entity_bytes(shape, window, hidden) + _NAME_BYTES)
-    )
+    """Slots of one group under the stream's memory cap. Raises SettingsError where that is too few.
+
+    What nodes have of their own is in every group: each has room for those of all."""
+    of_all = groups * (shape.node_bytes + ENTRY) if shape.noded else 0
+    each = entity_bytes(shape, window, hidden) + _NAME_BYTES + of_all
+    slots = (config.max_memory_mb << 20) // groups // each
     if config.max_entities is not None:
         slots = min(slots, -(-config.max_entities // groups))
     if slots < 64:
@@ -114,8 +115,8 @@ class State:
     hidden: int
     slots: int
     rows: Rows = field(init=False)  # columns [E, L, ...]
-    placed: I64 = field(init=False)  # [E] rows ever placed in the ring; 0: a free slot
-    count: I64 = field(init=False)  # [E] records, those too old for the ring included
+    placed: I64 = field(init=False)  # [E] rows ever placed in the ring
+    count: I64 = field(init=False)  # [E] records, those not in the ring included; 0: a free slot
     totals: F64 = field(init=False)
     first_us: I64 = field(init=False)
     last_us: I64 = field(init=False)
@@ -133,6 +134,7 @@ class State:
     life_us: int = -(1 << 62)  # no life that ended began later: a new one's `since` is greater
     counts: Counts = field(default_factory=Counts)
     marks: Marks | None = None
+    nodes: NodeTable | None = None  # of a graph whose nodes have features: those of all groups
 
     def __post_init__(self) -> None:
         e, w, s = self.slots, self.window, self.shape
@@ -156,8 +158,11 @@ class State:
         """Takes a micro-batch of one group into the state. Each record changes its entity once."""
         accepted = len(decoded.entities)
         entities, rows, deleted = decoded.entities, decoded.rows, list[str]()
+        upsert = decoded.upsert
         if decoded.deleted.any():
-            entities, rows, deleted = self._delete_in(decoded)
+            keep, deleted = self._delete_in(decoded)
+            entities, rows = [decoded.entities[i] for i in keep.tolist()], rows.take(keep)
+            upsert = upsert[keep]
         self.clock += 1
         slots = np.fromiter(map(self.index.get, entities, repeat(-1)), np.int64, len(entities))
         if self.marks is not None:
@@ -167,7 +172,7 @@ class State:
             if held.any():
                 keep = np.flatnonzero(~held)
                 accepted -= len(slots) - len(keep)
-                slots, rows = slots[keep], rows.take(keep)
+                slots, rows, upsert = slots[keep], rows.take(keep), upsert[keep]
                 entities = [entities[i] for i in keep.tolist()]
         new = np.flatnonzero(slots < 0)
         self.touched[slots[slots >= 0]] = (
@@ -175,11 +180,33 @@ class State:
         )  # not to be evicted by this batch's own newcomers
         if len(new):
             self._admit(slots, new.tolist(), entities, rows.time_us)
+        described = slots[upsert], rows.time_us[upsert]
+        if upsert.any():
+            slots, rows = slots[~upsert], rows.take(~upsert)
         order = np.lexsort((np.arange(len(slots)), rows.position, rows.time_us, slots))
         slots, rows = slots[order], rows.take(order)
         starts = np.flatnonzero(np.diff(slots, prepend=-1))
-        return self._place(
+        touched = self._place(
             slots[starts], starts, np.diff(starts, append=len(slots)), rows, deleted, accepted
+        )
+        return self._describe(touched, *described) if upsert.any() else touched
+
+    def _describe(self, touched: Touched, slots: I64, time_us: I64) -> Touched:
+        """Records that say something of their node: counted, and in no ring."""
+        np.add.at(self.count, slots, 1)
+        bare = self.placed[slots] == 0  # else the times are those of its rows
+        np.maximum.at(self.last_us, slots[bare], time_us[bare])
+        self.first_us[slots[bare]] = self.last_us[slots[bare]]
+        more = np.setdiff1d(slots, touched.slots)
+        none = np.zeros(len(more), np.int64)
+        return replace(
+            touched,
+            slots=np.concatenate([touched.slots, more]),
+            starts=np.concatenate([touched.starts, none]),
+            lengths=np.concatenate([touched.lengths, none]),
+            anew=np.ones(len(touched.slots) + len(more), np.bool_),
+            totals=np.concatenate([touched.totals, self.totals[more]]),
+            last_us=np.concatenate([touched.last_us, self.last_us[more]]),
         )
 
     def _place(
@@ -322,7 +349,7 @@ class State:
 
     def _evict(self, wanted: int) -> None:
         """Frees at least `wanted` slots: the least recently touched, some more at once to do it seldom."""
-        used = np.flatnonzero(self.placed[: len(self.names)] > 0)
+        used = np.flatnonzero(self.count[: len(self.names)] > 0)
         used = used[self.touched[used] < self.clock]
         if len(used) < wanted:
             raise SettingsError(
@@ -357,8 +384,8 @@ class State:
         if self.marks is not None:
             self.marks.slab[slot] = -1
 
-    def _delete_in(self, decoded: Decoded) -> tuple[list[str], Rows, list[str]]:
-        """Forgets the deleted entities, and with them their rows before their last deletion."""
+    def _delete_in(self, decoded: Decoded) -> tuple[I64, list[str]]:
+        """Forgets the deleted entities. Which rows are left, those behind their last deletion; who is gone."""
         last: dict[str, int] = {}
         for i in np.flatnonzero(decoded.deleted).tolist():
             name = decoded.entities[i]
@@ -384,11 +411,7 @@ class State:
             )
             if not gone and i > last.get(name, -1)
         ]
-        return (
-            [decoded.entities[i] for i in keep],
-            decoded.rows.take(np.array(keep, np.int64)),
-            list(last),
-        )
+        return np.array(keep, np.int64), list(last)
 
     # -- windows out ------------------------------------------------------------------------------
 
@@ -415,8 +438,8 @@ class State:
         start = self.placed[slots] - lengths
         at = (start[:, None] + np.minimum(steps, lengths[:, None] - 1)) % self.window
         valid = steps < lengths[:, None]
-        if self.graves[slots].any():
-            lonely = self.held(slots) == 0
+        lonely = self.held(slots) == 0
+        if lonely.any() or self.graves[slots].any():
             at = graves.live_at(self, slots, np.where(lonely, 0, lengths), at)
             rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
             rows.time_us[lonely], rows.position[lonely] = self.last_us[slots[lonely], None], 0
@@ -431,6 +454,11 @@ class State:
         inside = (flat.reshape(*valid.shape, self.shape.totals) * valid[:, :, None]).sum(1)
         return rows, self.totals[slots] - inside
 
+    def hashes(self, slots: I64) -> I64:
+        """category_hash of the names. [M]"""
+        names = [category_hash(self.names[slot] or "") for slot in slots.tolist()]
+        return np.array(names, np.int64)
+
     def windows(self, slots: I64) -> Windows:
         """All rows that each slot's ring holds, flat."""
         lengths = self.held(slots)
@@ -438,13 +466,14 @@ class State:
         valid = np.arange(rows.time_us.shape[1]) < lengths[:, None]
         flat = Rows(*(column[valid] for column in _columns(rows)))
         offsets = np.concatenate(([0], np.cumsum(lengths)))
-        names = [category_hash(self.names[slot] or "") for slot in slots.tolist()]
-        return Windows(flat, offsets, totals, self.first_us[slots], np.array(names, np.int64))
+        return Windows(flat, offsets, totals, self.first_us[slots], self.hashes(slots))
 
     @property
     def nbytes(self) -> int:
         """Bytes that the entities so far take."""
-        return len(self.names) * (entity_bytes(self.shape, self.window, self.hidden) + _NAME_BYTES)
+        each = entity_bytes(self.shape, self.window, self.hidden) + _NAME_BYTES
+        known = 0 if self.nodes is None else self.nodes.used * (self.shape.node_bytes + ENTRY)
+        return len(self.names) * each + known
 
 
 def _columns(rows: Rows) -> tuple[np.ndarray, ...]:

@@ -125,7 +125,7 @@ class Backfill:
                 self._topics,
                 s.group_folder(n),
                 shape,
-                (*sizes, slots),
+                (*sizes, slots, groups * slots),
                 s.stream.columns,
             )
             for n in left

@@ -16,7 +16,7 @@ from learning.kinds.graph import Graph
 from learning.learner import NORMALISER_WINDOWS, Learner
 from learning.learner_state import HELD_BYTES
 from learning.student import moved
-from schemas.records import I64, NEIGHBOUR, Bool, Features, Shape, Windows
+from schemas.records import I64, NEIGHBOUR, Bool, Shape, Told, Windows
 
 
 class GraphLearner(Learner):
@@ -54,9 +54,9 @@ class GraphLearner(Learner):
         self.records += len(windows)
         return len(windows)
 
-    def describe(self, ids: I64, features: Features, time_us: I64, position: I64) -> None:
-        """What nodes have of their own, as it was said; the newest counts. [N]"""
-        self.replay.table.put(ids, features, time_us, position)
+    def describe(self, told: Told) -> None:
+        """What nodes have of their own; the newest that was said counts."""
+        self.replay.table.put(told.node, told.features, told.time_us, told.position)
 
     def _admit_both(self, windows: Windows) -> None:
         """Counts the categories of both ends' rows: the far one has the source for its neighbour."""

@@ -21,7 +21,7 @@ from learning.quality import effective_rank, uniformity
 from learning.replay import Replay
 from learning.running import Admission, Moments, clip_bounds
 from learning.student import Student, embed, moved
-from schemas.records import I64, Shape, Windows
+from schemas.records import I64, Shape, Told, Windows
 
 NORMALISER_WINDOWS = 64  # of each receive, for the running moments
 RENORMALISE_EVERY = 256  # updates; and after 1, 2, 4, ... before that
@@ -143,6 +143,9 @@ class Learner:
         if share < self.share:
             self.share = share
             self.held.forget(owners[~held_out(owners, share)])
+
+    def describe(self, told: Told) -> None:
+        """What was said of nodes, where entities are some."""
 
     def forget(self, entities: I64) -> None:
         """Drops what is kept of these entities."""

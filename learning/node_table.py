@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.records import I64, Features, Shape
+from schemas.records import I64, Features, Shape, Told
 
 Arrays = dict[str, npt.NDArray[Any]]
 COLUMNS = ("numbers", "categories", "missing")
@@ -50,14 +50,14 @@ class NodeTable:
 
     def put(self, ids: I64, features: Features, time_us: I64, position: I64) -> I64:
         """Takes what was said of N nodes, in any order, some perhaps of one node. Returns the ids [M] of those
-        of whom it is the newest and was not known."""
+        of whom it is the newest, be it again."""
         self.clock += 1
         order = np.lexsort((position, time_us, ids))
         last = order[np.flatnonzero(np.diff(ids[order], append=~ids[order[-1:]]))]
         at = self._find(ids[last])
         known = np.maximum(at, 0)
         later = time_us[last] > self.time_us[known]
-        later |= (time_us[last] == self.time_us[known]) & (position[last] > self.position[known])
+        later |= (time_us[last] == self.time_us[known]) & (position[last] >= self.position[known])
         keep = (at < 0) | later
         last, at = last[keep], at[keep]
         if len(last) > self.slots:
@@ -85,11 +85,24 @@ class NodeTable:
         found.numbers[unknown], found.missing[unknown] = np.nan, True
         return found
 
+    def said_us(self, ids: I64) -> I64:
+        """When what is known of these was said; 0 where nothing is. [N]"""
+        at = self._find(ids)
+        return np.where(at < 0, 0, self.time_us[np.maximum(at, 0)])
+
     def forget(self, ids: I64) -> None:
         for node in ids.tolist():
             slot = self.index.pop(node, None)
             if slot is not None:
                 self.free.append(slot)
+
+    def told(self, ids: I64) -> Told:
+        """What is known of these, each once, as it was said; of whom nothing is known there is none."""
+        at = self._find(np.unique(ids))
+        at = at[at >= 0]
+        none = np.full(len(at), -1)
+        features = self.features.take(at)
+        return Told(self.id[at], none, self.time_us[at], self.position[at], 0 * none, features)
 
     def everything(self) -> Features:
         """Of all nodes that something is known of. [N]"""

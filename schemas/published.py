@@ -33,6 +33,9 @@ EDGE = np.dtype([("time_us", "<i8"), ("neighbour", "<i8"), ("direction", "<f4")]
 
 OF_RECORDS = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
 OF_EDGES = "of the newest L rows of the node by (time, topic, offset) the edges that no row among them removes"
+OF_NODES = (
+    "; with what was said last of the node and of each edge's far node, by (time, topic, offset)"
+)
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -77,6 +80,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fields: tuple[Field, ...]  # name, type, path and default of each input, as in the settings
     numbers: tuple[str, ...]  # names of the number columns, in order
     categories: tuple[str, ...]
+    node_fields: tuple[Field, ...] = ()  # of a graph: what nodes have of their own
+    node_numbers: tuple[str, ...] = ()
+    node_categories: tuple[str, ...] = ()
     session_gap_us: int
     state: int  # width of the recurrent state
     encode: tuple[Input, ...]

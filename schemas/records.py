@@ -330,6 +330,40 @@ class Gone(NamedTuple):
 
 
 @dataclass(slots=True)
+class Told:
+    """What records said of M nodes."""
+
+    node: I64  # [M] category_hash of its name
+    row: I64  # [M] the record among the batch's rows; -1: in another group
+    time_us: I64  # [M] with `position` it says which is the newest
+    position: I64  # [M] of the record where it was said, in whichever group
+    timestamp_ms: I64  # [M]
+    features: Features
+
+    def __len__(self) -> int:
+        return len(self.node)
+
+    def take(self, at: I64 | Bool | slice) -> Self:
+        plain = self.node[at], self.row[at], self.time_us[at], self.position[at]
+        return type(self)(*plain, self.timestamp_ms[at], self.features.take(at))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls(
+            np.concatenate([p.node for p in parts]),
+            np.concatenate([p.row for p in parts]),
+            np.concatenate([p.time_us for p in parts]),
+            np.concatenate([p.position for p in parts]),
+            np.concatenate([p.timestamp_ms for p in parts]),
+            Features.concat([p.features for p in parts]),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return 40 * len(self) + self.features.nbytes
+
+
+@dataclass(slots=True)
 class Decoded:
     """A micro-batch of one topic of one group, decoded; dead letters are apart."""
 
@@ -339,10 +373,23 @@ class Decoded:
     timestamp_ms: I64  # [N] when it was produced, by Kafka's clock
     neighbours: list[str] = field(default_factory=list)  # [N] of a graph: far nodes; else empty
     gone: list[Gone] = field(default_factory=list)
+    told: Told | None = None  # rows that say something of their node are no edges
+
+    @property
+    def upsert(self) -> Bool:
+        """[N] which rows say something of their node."""
+        out = np.zeros(len(self.entities), np.bool_)
+        if self.told is not None:
+            out[self.told.row[self.told.row >= 0]] = True
+        return out
 
     def take(self, keep: Bool) -> Self:
         """The rows that `keep` [N] says."""
         chosen = keep.tolist()
+        told = self.told
+        if told is not None:
+            told = told.take((told.row < 0) | keep[told.row])
+            told.row = np.where(told.row < 0, -1, np.cumsum(keep)[told.row] - 1)
         return type(self)(
             self.rows.take(keep),
             list(compress(self.entities, chosen)),
@@ -350,6 +397,7 @@ class Decoded:
             self.timestamp_ms[keep],
             list(compress(self.neighbours, chosen)),
             [g._replace(before=int(np.count_nonzero(keep[: g.before]))) for g in self.gone],
+            told,
         )
 
 

@@ -18,7 +18,7 @@ from actors.shard import Ports, Shard, ShardConfig
 from actors.snapshot import epoch_of
 from actors.state import State
 from schemas.errors import SourceDown
-from schemas.records import Field, FieldType, Rows, StreamConfig, Windows
+from schemas.records import Field, FieldType, Rows, StreamConfig, Told, Windows
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource, Record
 from tests.services import ENCODER
@@ -137,6 +137,12 @@ class Log:
     """What a test's learner was offered."""
 
     windows: list[Windows] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    processes: int = 0
+
+    def describe(self, told: Told) -> bool:
+        self.told.append(told)
+        return True
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         del group, positions

@@ -6,7 +6,7 @@ import numpy as np
 
 from actors.ports import LearnerPort
 from benchmarks.faults.stand_ins import Violation
-from schemas.records import Windows
+from schemas.records import Told, Windows
 
 
 @dataclass
@@ -17,6 +17,7 @@ class SmallLearner(LearnerPort):
     taken: int = 0
     reached: dict[int, list[int]] = field(default_factory=dict)
     forgotten: set[int] = field(default_factory=set)  # durably, whatever becomes of it
+    processes: int = 0
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         if any(map(int.__lt__, positions, self.reached.get(group, positions))):
@@ -31,6 +32,10 @@ class SmallLearner(LearnerPort):
         return True
 
     def poll(self) -> None: ...
+
+    def describe(self, told: Told) -> bool:
+        del told
+        return True
 
     def forget(self, entities: list[int]) -> int:
         """Takes note of half of them at a time."""

@@ -12,10 +12,17 @@ from learning.config import TemporalAttentionConfig
 from learning.graph_learner import GraphLearner
 from learning.kinds.events import pad
 from learning.node_table import NodeTable
-from schemas.records import Features, Windows
+from schemas.records import Features, Told, Windows
 from tests.learning.edge_streams import CONFIG, ENCODER, SHAPE, START_US, circles, edges
 
 NODED = msgspec.structs.replace(SHAPE, node_numbers=2, node_categories=1)
+
+
+def told(ids, features: Features, time_us) -> Told:
+    ids, n = np.array(ids, np.int64), len(ids)
+    return Told(
+        ids, np.arange(n), np.full(n, time_us), np.arange(n), np.zeros(n, np.int64), features
+    )
 
 
 def said(values: list[float]) -> Features:
@@ -64,7 +71,8 @@ def test_to_say_again_what_is_known_changes_nothing():
     table = NodeTable(NODED, 4)
     ids, time = np.array([1, 2]), np.array([5, 5])
     assert table.put(ids, said([1, 2]), time, np.array([0, 1])).tolist() == [1, 2]
-    assert table.put(ids, said([3, 4]), time, np.array([0, 1])).tolist() == []
+    assert table.put(ids, said([1, 2]), time, np.array([0, 1])).tolist() == [1, 2], "read again"
+    assert table.put(ids, said([3, 4]), time - 1, np.array([5, 6])).tolist() == []
     assert table.get(ids).numbers[:, 0].tolist() == [1.0, 2.0]
 
 
@@ -87,8 +95,7 @@ def test_what_is_forgotten_is_unknown():
 def described(n: int) -> tuple[GraphLearner, np.random.Generator]:
     made, rng = GraphLearner(CONFIG, ENCODER, NODED), np.random.default_rng(0)
     ids = 1000 + np.arange(60)
-    stamps = np.full(60, START_US - 1)
-    made.describe(ids, said((ids % 6).tolist()), stamps, np.arange(60))
+    made.describe(told(ids, said((ids % 6).tolist()), START_US - 1))
     for i in range(n):
         made.receive(circles(rng, 32, 32 * i))
         made.learn()
@@ -113,7 +120,7 @@ def test_what_is_said_of_a_node_later_is_not_known_of_an_edge_before():
     made.share = 0.0
     late = START_US + 50 * 1_000_000
     made.receive(edges([1, 1], [2, 2], [49, 51]))
-    made.describe(np.array([1, 2]), said([4, 5]), np.full(2, late), np.array([900, 901]))
+    made.describe(told([1, 2], said([4, 5]), late))
     drawn = made.replay.draw(4, 0.0, made.held, made.rng)
     order = np.argsort(drawn.time_us)
     assert np.isnan(drawn.own.numbers[order[0], :2, 0]).all()
@@ -143,7 +150,7 @@ def test_onnx_computes_what_pytorch_does(numbers, categories):
     features.numbers[:] = rng.normal(size=features.numbers.shape)
     features.categories[:] = rng.integers(0, 9, features.categories.shape)
     features.missing[:20] = False
-    made.describe(ids, features, np.full(40, START_US - 1), np.arange(40))
+    made.describe(told(ids, features, START_US - 1))
     made.receive(circles(rng, 200))
     made.replay.enter(200)
     windows = made.windows(30, held=False)
