@@ -56,9 +56,8 @@ class Table:
     entities: list[str]
     bad: dict[int, Rejected] = field(default_factory=dict)
     neighbours: list[str] = field(default_factory=list)  # of a graph
-    upsert: Bool | None = (
-        None  # [N] of a graph whose nodes have features: which records are of nodes
-    )
+    # of a graph whose nodes have features:
+    upsert: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))  # [N] which are of nodes
     features: Features | None = None  # [N] and what those say
 
     def flag(self, where: Bool, error: ErrorClass, reason: str) -> None:
@@ -217,7 +216,7 @@ def default_number(spec: Field, unit: str, rows: Rows) -> float | F64:
 
 def check_defaults(stream: StreamConfig) -> None:
     """Refuses a default that its field cannot hold, before any record is read."""
-    for spec in (*stream.field, *stream.node):
+    for spec in stream.inputs:
         if spec.default is None:
             continue
         if spec.type is not FieldType.category:

@@ -101,7 +101,7 @@ class Decoder:
             rows, at = rows.take(keep), at[keep]
             entities = list(compress(entities, keep.tolist()))
             far = list(compress(far, keep.tolist()))
-            if upsert is not None and features is not None:
+            if features is not None:
                 upsert, features = upsert[keep], features.take(keep)
         deleted = np.zeros(len(at), np.bool_)
         if gone:
@@ -111,16 +111,16 @@ class Decoder:
             if self._stream.graph:
                 far = [*far, *[""] * (len(order) - before)]
                 far = [far[i] for i in order.tolist()]
-            if upsert is not None and features is not None:
+            if features is not None:
                 upsert = np.append(upsert, np.zeros(len(order) - before, np.bool_))[order]
                 features = features.take(order[upsert])
             rows.time_us[deleted] = timestamps_ms[at[deleted]] * 1000
-        elif upsert is not None and features is not None:
+        elif features is not None:
             features = features.take(upsert)
         rows.position[:] = np.int64(topic_index) << OFFSET_BITS | offsets[at]
         bad.sort(key=lambda b: (b.at, b.row or 0))
         decoded = Decoded(rows, entities, deleted, timestamps_ms[at], far)
-        if upsert is not None and features is not None and upsert.any():
+        if features is not None and upsert.any():
             decoded.told = _told(decoded, np.flatnonzero(upsert), features)
         return decoded, bad
 

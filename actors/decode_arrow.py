@@ -15,7 +15,7 @@ from actors.columns import Hashes, Table, assemble
 from actors.paths import leaves, tree
 from actors.rejected import Rejected
 from actors.times import Instants, instants_of, scaled
-from schemas.records import F64, I64, Bool, FieldType, Rows, StreamConfig
+from schemas.records import F64, I64, Bool, Features, FieldType, Rows, StreamConfig
 
 if TYPE_CHECKING:
     from actors.decode import BadRecord, DecodeConfig
@@ -27,7 +27,7 @@ class Arrow:
     def __init__(self, stream: StreamConfig, config: "DecodeConfig") -> None:
         self._stream, self._config = stream, config
         tree(leaves(stream))
-        self._flags = {f.where for f in stream.field if f.type is FieldType.flag}
+        self._flags = {f.where for f in stream.inputs if f.type is FieldType.flag}
         self._hashes = Hashes()
 
     def read(self, values: Sequence[Any]) -> tuple[Table, I64, list["BadRecord"]]:
@@ -50,6 +50,11 @@ class Arrow:
             joined.entities += table.entities
             joined.neighbours += table.neighbours
             joined.bad.update({start + i: why for i, why in table.bad.items()})
+        if self._stream.node:
+            joined.upsert = np.concatenate([t.upsert for t in tables])
+            joined.features = Features.concat(
+                [t.features for t in tables if t.features is not None]
+            )
         return joined, np.concatenate(origin), bad
 
     def _message(self, value: Any) -> list[Table]:
@@ -68,8 +73,8 @@ class Arrow:
 
     def _table(self, batch: pa.RecordBatch) -> Table:
         columns = _Batch(batch, self._flags, self._hashes)
-        needed = (self._stream.entity, self._stream.time, self._stream.neighbour)
-        for path in filter(None, needed):
+        s = self._stream
+        for path in filter(None, (s.entity, s.time, "" if s.node else s.neighbour)):
             if columns.at(path) is None:
                 raise Rejected("wrong_columns", f"no column {path!r}")
         return assemble(self._stream, columns, batch.num_rows, self._config.max_entity_bytes)

@@ -34,12 +34,12 @@ class Csv:
             if needed not in there:
                 raise SourceError(f"{path}: no column {needed!r}; there are {', '.join(there)}.")
         self._types: dict[str, pa.DataType | None] = dict.fromkeys(self._paths)
-        for spec in stream.field:
+        for spec in stream.inputs:
             if spec.where in self._types and spec.type is FieldType.number:
                 self._types[spec.where] = pa.float64()
             elif spec.where in self._types and spec.type is FieldType.flag:
                 self._types[spec.where] = pa.bool_()
-        timed = [f.where for f in stream.field if f.type is FieldType.time]
+        timed = [f.where for f in stream.inputs if f.type is FieldType.time]
         self._times = {stream.time, *timed} if stream.time_unit != "iso" else set()
 
     def rows(self) -> int:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.encode import file_of, session
-from schemas.published import Input
-from schemas.records import Windows
+from schemas.published import OF_EDGES, OF_NODES, OF_RECORDS, Input
+from schemas.records import StreamConfig, Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,3 +73,21 @@ def described(graphs: Mapping[str, bytes]) -> dict[str, Any]:
 
 def files(graphs: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
     return [(file_of(graph), data) for graph, data in graphs.items()]
+
+
+def of_stream(stream: StreamConfig) -> dict[str, Any]:
+    """What a manifest says of the records, and of which of them a vector is made."""
+    of_nodes = OF_NODES if stream.shape.noded else ""
+    return {
+        "entity": stream.entity,
+        "time": stream.time,
+        "time_unit": stream.time_unit,
+        "fields": stream.field,
+        "numbers": tuple(f.name for f in stream.numbers),
+        "categories": tuple(f.name for f in stream.categories),
+        "node_fields": stream.node,
+        "node_numbers": tuple(f.name for f in stream.node_numbers),
+        "node_categories": tuple(f.name for f in stream.node_categories),
+        "session_gap_us": stream.shape.session_gap_us,
+        "anchor": OF_EDGES + of_nodes if stream.graph else OF_RECORDS,
+    }

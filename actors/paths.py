@@ -65,7 +65,7 @@ def leaves(stream: StreamConfig) -> dict[str, Leaf]:
     uses = [(stream.entity, "entity"), (stream.time, stream.time_unit)]
     edge = ((stream.neighbour, "entity"), (stream.op, "text"), (stream.edge_type, "category"))
     uses += [(path, kind) for path, kind in edge if path]
-    for field in (*stream.field, *stream.node):
+    for field in stream.inputs:
         kind = stream.time_unit if field.type is FieldType.time else str(field.type)
         uses.append((field.where, kind))
     out: dict[str, Leaf] = {}

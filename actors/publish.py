@@ -21,7 +21,7 @@ from actors.encode import (
     session,
     set_current,
 )
-from actors.graphs import described, files, in_parts, of_encoder, some
+from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
 from actors.shard import resident_bytes
@@ -29,7 +29,7 @@ from actors.sink import Current, Value
 from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
-from schemas.published import OF_EDGES, OF_NODES, OF_RECORDS, Gate, Manifest, Overlap
+from schemas.published import Gate, Manifest, Overlap
 from schemas.records import StreamConfig, Windows
 from schemas.stats import PublisherStats
 
@@ -228,19 +228,9 @@ class Publish:
             created_us=int(self._wall() * 1e6),
             dim=self._encoder.dim,
             window=self._encoder.window,
-            entity=self._stream.entity,
-            time=self._stream.time,
-            time_unit=self._stream.time_unit,
-            fields=self._stream.field,
-            numbers=tuple(f.name for f in self._stream.numbers),
-            categories=tuple(f.name for f in self._stream.categories),
-            node_fields=self._stream.node,
-            node_numbers=tuple(f.name for f in self._stream.node_numbers),
-            node_categories=tuple(f.name for f in self._stream.node_categories),
-            session_gap_us=self._stream.shape.session_gap_us,
+            **of_stream(self._stream),
             state=self._encoder.state,
             **described(graphs),
-            anchor=_anchor(self._stream),
             snapshot=snapshot.path.name,
             updates=snapshot.meta["updates"],
             gates=(gate,),
@@ -305,10 +295,3 @@ class Publish:
 def _numbers(folder: Path) -> list[int]:
     """The releases in a folder, newest first."""
     return sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
-
-
-def _anchor(stream: StreamConfig) -> str:
-    """Of which records a vector is made."""
-    if not stream.graph:
-        return OF_RECORDS
-    return OF_EDGES + OF_NODES if stream.shape.noded else OF_EDGES

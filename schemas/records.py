@@ -142,6 +142,11 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return first + tuple(f for f in self.field if f.type is FieldType.category)
 
     @property
+    def inputs(self) -> tuple[Field, ...]:
+        """All fields that are named, of records and of nodes."""
+        return self.field + self.node
+
+    @property
     def node_numbers(self) -> tuple[Field, ...]:
         return tuple(f for f in self.node if f.type is not FieldType.category)
 

@@ -17,11 +17,12 @@ from actors.ports import LearnerPort, Mirror
 from actors.shard import Ports, Shard, ShardConfig
 from actors.snapshot import epoch_of
 from actors.state import State
+from learning.config import TemporalAttentionConfig
+from learning.node_table import NodeTable
 from schemas.errors import SourceDown
 from schemas.records import Field, FieldType, Rows, StreamConfig, Told, Windows
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource, Record
-from tests.services import ENCODER
 
 STREAM = StreamConfig(
     kind="graph",
@@ -31,7 +32,11 @@ STREAM = StreamConfig(
     op="op",
     edge_type="type",
     field=(Field("what", FieldType.category), Field("amount", FieldType.number)),
+    node=(Field("of", FieldType.category), Field("score", FieldType.number)),
     time_unit="s",
+)
+ENCODER = TemporalAttentionConfig(
+    dim=8, hidden=8, window=64, heads=2, category_dim=3, bucket_bits=4, pair_hidden=8
 )
 TOPICS = ("edges", "edges.mirror")
 GROUPS = 4
@@ -43,12 +48,20 @@ def edge(src: str, dst: str, at: int, groups: int = GROUPS, **more: object) -> R
     return Record(msgspec.json.encode(value), src.encode(), home, time_ms=at * 1000)
 
 
+def node(name: str, at: int, groups: int = GROUPS, **more: object) -> Record:
+    """What is said of a node."""
+    value = {"src": name, "at": at, "op": "node", **more}
+    home = partition_of(name.encode(), groups)
+    return Record(msgspec.json.encode(value), name.encode(), home, time_ms=at * 1000)
+
+
 def deletion(node: str, at: int = 1, groups: int = GROUPS) -> Record:
     return Record(None, node.encode(), partition_of(node.encode(), groups), time_ms=at * 1000)
 
 
 def stream(n: int, nodes: int, seed: int, late: int = 0, groups: int = GROUPS) -> list[Record]:
-    """Edges of distinct times, some of them removals, some loops; up to `late` places out of order."""
+    """Edges of distinct times, some of them removals, some loops; what is said of nodes; up to `late` places out
+    of order."""
     rng = np.random.default_rng(seed)
     out = []
     for i in range(n):
@@ -58,7 +71,11 @@ def stream(n: int, nodes: int, seed: int, late: int = 0, groups: int = GROUPS) -
             more["op"] = "remove"
         if rng.random() < 0.5:
             more["type"] = f"t{rng.integers(2)}"
-        out.append(edge(src, dst, 1000 + i * 700, groups, **more))
+        if rng.random() < 0.15:
+            more = {"of": f"o{rng.integers(4)}", "score": float(rng.normal())}
+            out.append(node(src, 1000 + i * 700, groups, **more))
+        else:
+            out.append(edge(src, dst, 1000 + i * 700, groups, **more))
     order = np.argsort(np.arange(n) + (rng.integers(0, late + 1, n)), kind="stable")
     return [out[i] for i in order.tolist()]
 
@@ -72,6 +89,10 @@ def whole(
     decoded, bad = decoder.decode(0, n, n, [r.key for r in records], [r.value for r in records])
     assert not bad
     state = State(STREAM.shape, window, hidden, 1024)
+    state.nodes = NodeTable(STREAM.shape, 1024)
+    told = decoded.told
+    if told is not None:
+        state.nodes.put(told.node, told.features, told.time_us, told.position)
     state.apply(Edges(STREAM.shape, 0, 1, 1, 1, {}).spread(0, decoded).here)
     return state
 
@@ -98,6 +119,16 @@ def assert_node(state: State, other: State, name: str) -> None:
     np.testing.assert_array_equal(found.rows.categories[there], wanted.rows.categories[there])
     np.testing.assert_allclose(state.totals[a], other.totals[b], atol=1e-9, err_msg=name)
     assert found.first_us == wanted.first_us, name
+
+
+def assert_known(state: State, other: State) -> None:
+    """The same is known of the same nodes."""
+    assert state.nodes is not None and other.nodes is not None
+    assert set(state.nodes.index) == set(other.nodes.index)
+    ids = np.array(sorted(other.nodes.index), np.int64)
+    found, wanted = state.nodes.get(ids), other.nodes.get(ids)
+    np.testing.assert_array_equal(found.numbers, wanted.numbers)
+    np.testing.assert_array_equal(found.categories, wanted.categories)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
 from actors.encode import Release, set_current
-from actors.graphs import described, files
+from actors.graphs import described, files, of_stream
 from actors.group import Group
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
@@ -51,10 +51,7 @@ def make_release(
     graphs = export.export(module, {"release": str(number)})
     manifest = Manifest(
         stream="test", release=number, generation=generation, created_us=number, dim=encoder.dim,
-        window=encoder.window, entity=stream.entity, time=stream.time, time_unit=stream.time_unit,
-        fields=stream.field, numbers=tuple(f.name for f in stream.numbers),
-        categories=tuple(f.name for f in stream.categories),
-        session_gap_us=stream.shape.session_gap_us, state=encoder.state,
+        window=encoder.window, state=encoder.state, **of_stream(stream),
         **described(graphs),
     )  # fmt: skip
     write_folder(

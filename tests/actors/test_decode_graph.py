@@ -35,6 +35,10 @@ GRAPH = StreamConfig(
     op="op",
     edge_type="how",
     field=(Field("sum", FieldType.number), Field("note", FieldType.category)),
+    node=(
+        Field("kind", FieldType.category, "is.kind"),
+        Field("size", FieldType.number, "is.size", default=1.0),
+    ),
 )
 T0 = 1_700_000_000_000_000
 AVRO = {
@@ -49,6 +53,9 @@ AVRO = {
         {"name": "how", "type": ["null", "string"]},
         {"name": "sum", "type": ["null", "double"]},
         {"name": "note", "type": ["null", "string"]},
+        {"name": "is", "type": ["null", {"type": "record", "name": "Is", "fields": [
+            {"name": "kind", "type": ["null", "string"]},
+            {"name": "size", "type": ["null", "double"]}]}]},
     ],
 }  # fmt: skip
 ARROW = pa.schema(
@@ -56,6 +63,7 @@ ARROW = pa.schema(
         ("from", pa.string()), ("to", pa.struct([("name", pa.string())])), ("at", pa.int64()),
         ("op", pa.dictionary(pa.int8(), pa.string())), ("how", pa.string()),
         ("sum", pa.float64()), ("note", pa.string()),
+        ("is", pa.struct([("kind", pa.string()), ("size", pa.float64())])),
     ]
 )  # fmt: skip
 FORMATS = pytest.mark.parametrize("form", ["json", "msgpack", "avro", "arrow"])
@@ -104,7 +112,10 @@ def test_edges_become_the_same_columns(form: str, tmp_path: Path) -> None:
     assert found.neighbours == ["b", "b", "", "b", "c"]
     assert found.deleted.tolist() == [False, False, True, False, False]
     rows = found.rows.take(~found.deleted)
-    assert GRAPH.columns == ("direction", "sum", "neighbour", "edge_type", "note")
+    assert GRAPH.columns == (
+        "direction", "sum", "neighbour", "edge_type", "note", "node.size", "node.kind",
+    )  # fmt: skip
+    assert found.told is None
     assert rows.numbers[:, DIRECTION].tolist() == [1.0] * 4
     np.testing.assert_array_equal(rows.numbers[:, 1], [2.5, np.nan, np.nan, np.nan])
     assert rows.categories[:, NEIGHBOUR].tolist() == [category_hash(x) for x in "bbbc"]
@@ -112,6 +123,34 @@ def test_edges_become_the_same_columns(form: str, tmp_path: Path) -> None:
     assert rows.missing[:, EDGE_TYPE].tolist() == [False, False, True, True]
     assert (rows.categories[:2, EDGE_TYPE] == category_hash("pays")).all()
     assert rows.missing[:, 2].tolist() == [False, True, True, True]
+
+
+@FORMATS
+def test_what_is_said_of_nodes_is_no_edge(form: str, tmp_path: Path) -> None:
+    def said(name: str, i: int, **more: Any) -> dict[str, Any]:
+        return {"from": name, "at": T0 + i, "op": "node", "is": more or None}
+
+    records = [
+        said("a", 0, kind="ship", size=2.5),
+        edge("a", "b", 1, sum=1.0),
+        {"from": "x", "at": T0, "op": "node", "is": {"size": float("inf")}},
+        None,
+        said("gone", 2, kind="car"),
+        said("c", 3),
+    ]
+    found, bad = decoded(form, tmp_path, records)
+    assert [(b.at, b.error) for b in bad] == [(2, "infinite")]
+    assert found.entities == ["a", "a", "gone", "gone", "c"]
+    assert found.deleted.tolist() == [False, False, True, False, False]
+    assert found.upsert.tolist() == [True, False, False, True, True]
+    told = found.told
+    assert told is not None and told.row.tolist() == [0, 3, 4]
+    assert told.node.tolist() == [category_hash(x) for x in ("a", "gone", "c")]
+    assert told.features.numbers[:, 0].tolist() == [2.5, 1.0, 1.0]
+    assert told.features.missing[:, 0].tolist() == [False, False, True]
+    assert told.features.categories[0, 0] == category_hash("ship")
+    part = found.take(np.array([False, True, True, True, False]))
+    assert part.told is not None and part.told.row.tolist() == [2] and part.upsert.tolist()[2]
 
 
 @FORMATS
@@ -150,8 +189,11 @@ def test_an_op_that_is_no_text_is_bad(tmp_path: Path) -> None:
 
 def test_an_arrow_message_without_the_far_node_is_refused(tmp_path: Path) -> None:
     batch = pa.record_batch({"from": ["a"], "at": [T0]})
-    _, bad = run(make_decoder(GRAPH, DecodeConfig(format="arrow")), [ipc(batch)])
+    edges = msgspec.structs.replace(GRAPH, node=())
+    _, bad = run(make_decoder(edges, DecodeConfig(format="arrow")), [ipc(batch)])
     assert [(b.error, b.row) for b in bad] == [("wrong_columns", None)]
+    _, bad = run(make_decoder(GRAPH, DecodeConfig(format="arrow")), [ipc(batch)])
+    assert [(b.error, b.row) for b in bad] == [("missing_entity", 0)], "it may hold nodes alone"
 
 
 def test_a_graph_needs_no_fields() -> None:
@@ -171,6 +213,14 @@ def test_a_graph_needs_no_fields() -> None:
         ({"kind": "graph", "neighbour": "b", "op": "t"}, "'t' is named twice"),
         ({"neighbour": "b", "field": (Field("x", FieldType.number),)}, "stream.neighbour is for"),
         ({"op": "b", "field": (Field("x", FieldType.number),)}, "stream.op is for edges"),
+        (
+            {"node": (Field("x", FieldType.number),), "field": (Field("y", FieldType.number),)},
+            "stream.node is for",
+        ),
+        (
+            {"kind": "graph", "neighbour": "b", "node": (Field("x", FieldType.number),)},
+            "stream.op is missing",
+        ),
         ({"edge_type": "b", "field": (Field("x", FieldType.number),)}, "stream.edge_type is for"),
         ({}, "stream.field is empty"),
         *(

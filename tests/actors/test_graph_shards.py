@@ -9,26 +9,30 @@ from actors.edges import Edges
 from actors.encode import set_current
 from actors.mirror import Mark, Origin, Reader
 from actors.ports import Batch
+from learning.node_table import NodeTable
 from schemas.errors import Fenced, SnapshotError
 from schemas.records import DIRECTION, NEIGHBOUR, Bool, Shape, category_hash
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
 from tests.graphs import (
+    ENCODER,
     GROUPS,
     STREAM,
     TOPICS,
     Log,
     Owner,
+    assert_known,
     assert_node,
     deletion,
     edge,
     from_scratch,
+    node,
     open_owner,
     settle,
     stream,
     whole,
 )
-from tests.services import ENCODER, assert_same, make_release, published
+from tests.services import assert_same, make_release, published
 
 WIDE = 64  # rows of a ring: none overflows here, so that totals do not depend on the order
 
@@ -41,6 +45,8 @@ def assert_all(owners: list[Owner], records: list[Record], window: int = WIDE) -
     wanted = whole(records, window)
     homes = {name: o.group.state for o in owners for name in o.group.state.index}
     assert set(homes) == set(wanted.index)
+    for owner in owners:
+        assert_known(owner.group.state, wanted)
     for name, state in homes.items():
         assert_node(state, wanted, name)
 
@@ -149,7 +155,7 @@ class _Live(list):  # type: ignore[type-arg]
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("releases")
-    make_release(folder, 1, stream=STREAM)
+    make_release(folder, 1, ENCODER, STREAM)
     return folder
 
 
@@ -163,7 +169,7 @@ def folder(tmp_path: Path, release: Path) -> Path:
 
 def test_vectors_are_those_of_all_edges_at_once(folder: Path) -> None:
     """Restarts in the middle, an outage of Redis."""
-    records = stream(300, 300, 5)
+    records = stream(300, 60, 5)
     assert whole(records, WIDE).count.max() <= ENCODER.window  # rings that overflow: decisions/0005
     logs, server = MemorySource(records[:100], TOPICS, GROUPS), MemoryServer()
     owners = owners_of(folder, logs, server)
@@ -207,6 +213,47 @@ def logs_home(name: str) -> int:
     return edge(name, "x", 1).group
 
 
+def test_what_is_said_of_a_node_reaches_its_neighbours_vectors_in_all_groups(folder: Path) -> None:
+    records = stream(150, 12, 3)
+    logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()
+    owners = owners_of(folder, logs, server)
+    settle(owners)
+    before = published(server)
+    more = [node("n3", 10**6, of="o9", score=4.0), node("lonely", 10**6, score=1.0)]
+    logs.put(*more)
+    settle(owners)
+    found = published(server)
+    assert_same(found, from_scratch([*records, *more], folder / "releases" / "1"))
+    moved = {n for n in before if np.abs(before[n][1] - found[n][1]).max() > 1e-4}
+    counted = {n for n in before if before[n][0] != found[n][0]}
+    assert counted == {"n3"} and len(moved) > 4 and "lonely" in found
+
+
+def test_the_learner_is_told_of_nodes_and_a_new_one_of_all_of_them(tmp_path: Path) -> None:
+    records = stream(150, 12, 3)
+    logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()
+    heard = [Log() for _ in range(GROUPS)]
+    owners = [
+        open_owner(tmp_path, logs, server, n, window=WIDE, learner=heard[n]) for n in range(GROUPS)
+    ]
+    settle(owners, serving=False)
+    wanted = whole(records, WIDE).nodes
+    assert wanted is not None
+    for again in range(2):
+        table = NodeTable(STREAM.shape, 64)
+        for log in heard:
+            for told in log.told:
+                table.put(told.node, told.features, told.time_us, told.position)
+            log.told.clear()
+            log.processes += 1
+        assert set(table.index) == set(wanted.index), again
+        ids = np.array(sorted(wanted.index))
+        np.testing.assert_array_equal(table.get(ids).numbers, wanted.get(ids).numbers)
+        logs.put(deletion("n3", 10**6))
+        settle(owners, serving=False)
+        wanted.forget(np.array([category_hash("n3")]))
+
+
 def test_a_mirror_without_room_holds_the_source_and_nothing_else(tmp_path: Path) -> None:
     records = stream(200, 12, 1)
     logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()
@@ -214,7 +261,7 @@ def test_a_mirror_without_room_holds_the_source_and_nothing_else(tmp_path: Path)
     owner.mirror.room, owner.mirror.down = 3, True
     for _ in range(50):
         owner.shard.turn(1)
-    assert len(owner.mirror.sent) == 3 and owner.shard.source.lag(0) > 0
+    assert 3 <= len(owner.mirror.sent) < 3 + GROUPS and owner.shard.source.lag(0) > 0
     assert not owner.shard._stats.source_up and owner.group.snapshots == 0
     owner.mirror.down = False
     others = [open_owner(tmp_path, logs, server, n, window=WIDE) for n in range(1, GROUPS)]
@@ -232,7 +279,8 @@ def test_the_learner_is_offered_edges_as_their_sources_see_them(tmp_path: Path) 
     for owner in owners:
         owner.shard._sampling.allows = lambda: True  # type: ignore[method-assign]
     settle(owners, serving=False)
-    assert sum(len(log.rows) for log in heard) == len(records)
+    said = sum(b'"node"' in (r.value or b"") for r in records)
+    assert sum(len(log.rows) for log in heard) == len(records) - said and said > 5
     for log in heard:
         assert (log.rows.numbers[:, DIRECTION] == 1.0).all()
         assert log.rows.missing[:, NEIGHBOUR].any()
@@ -297,17 +345,23 @@ def test_messages_that_are_none_are_dead_letters_and_the_rest_is_taken() -> None
     spread = Edges(STREAM.shape, 0, 5, 2, 1, {})
     reader = Edges(STREAM.shape, 1, 5, 2, 1, {}).reader
     name = next(n for n in map(str, range(9)) if edge(n, "", 1, 2).group == 1)
-    good = message(spread, [edge("a", name, 1 + i, 2) for i in range(3)])
+    source = next(n for n in map(str, range(9)) if edge(n, "", 1, 2).group == 0)
+    said = node(source, 2, 2, of="x", score=1.5)
+    good = message(
+        spread, [edge(source, name, 1, 2), said, *(edge(source, name, 1 + i, 2) for i in (2, 3))]
+    )
     harmed = [good[: len(good) // 2], good.replace(b"epoch", b"epoxx"), b"", None, b"\xff" * 9]
     decoded, bad = reader.read(mirror_batch(*harmed, good, good))
     assert [b.at for b in bad] == [0, 1, 2, 3, 4] and {b.error for b in bad} == {"bad_mirror"}
-    assert decoded.entities == [name] * 3
+    assert decoded.entities == [name] * 3 and decoded.told is not None
+    assert decoded.told.features.numbers.tolist() == [[1.5]]
     rng = np.random.default_rng(0)
     for _ in range(2000):
         data = bytearray(good)
         data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         decoded, _ = reader.read(mirror_batch(bytes(data)))
         assert len(decoded.rows) == len(decoded.entities) == len(decoded.timestamp_ms)
+        assert decoded.told is None or len(decoded.told.features.numbers) == len(decoded.told)
 
 
 def message(edges: Edges, records: list[Record]) -> bytes:
