@@ -89,7 +89,8 @@ EVENTS = (
     ("{objective}", 'name = "coles"'),
 )
 GRAPH = (
-    ("{kind}", 'kind = "graph"\nneighbour = "whom"'),
+    ("{kind}", 'kind = "graph"\nneighbour = "whom"\nop = "op"'),
+    ("[source]", '[[stream.node]]\nname = "size"\ntype = "number"\n[source]'),
     ("{encoder}", 'name = "temporal_attention"'),
     ("{objective}", 'name = "next_interaction"'),
 )
@@ -107,7 +108,9 @@ class Service:
     entities: int = 40
     shards: int = 2
     topic: str = "faults"
-    graph: bool = False  # records are edges from their entity to another one
+    graph: bool = (
+        False  # records are edges from their entity to another one, or say something of it
+    )
     sent: list[tuple[bytes, bytes]] = field(default_factory=list)
     bad: set[tuple[str, int, int]] = field(default_factory=set)  # (topic, partition, offset)
     counts: Counter[str] = field(default_factory=Counter)
@@ -273,7 +276,9 @@ class Service:
         for number, who in enumerate(names, len(self.sent)):
             value: dict[str, Any] = {"who": who, "at": 1_600_000_000 + 7 * number, "id": number}
             value["what"] = f"c{self._rng.randrange(6)}"
-            if self.graph:
+            if self.graph and self._rng.random() < 0.1:
+                value |= {"op": "node", "size": self._rng.gauss(0, 2)}
+            elif self.graph:
                 value["whom"] = f"e{self._rng.randrange(self.entities)}"
             if self._rng.random() < 0.9:
                 value["amount"] = self._rng.gauss(0, 50)
@@ -285,8 +290,8 @@ class Service:
         self.sent += pairs
         self.counts.update(key.decode() for key, _ in pairs)
         if self.graph:  # an edge counts on either side, a loop once
-            ends = ((key.decode(), msgspec.json.decode(value)["whom"]) for key, value in pairs)
-            self.counts.update(far for near, far in ends if far != near)
+            ends = ((key.decode(), msgspec.json.decode(value).get("whom")) for key, value in pairs)
+            self.counts.update(far for near, far in ends if far not in (None, near))
 
     def send_bad(self, *values: bytes) -> None:
         """Records that no decoder takes."""

