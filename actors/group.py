@@ -15,8 +15,9 @@ import structlog
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
-from actors.graves import Buried, forget_neighbours, leads_to
+from actors.graves import Buried, forget_neighbours
 from actors.mirror import Mark, Marks
+from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
@@ -33,7 +34,6 @@ Sizes = tuple[int, int, int] | tuple[int, int, int, int]
 """Window L, hidden H, slots E; and of how many nodes, of all groups, a graph's features are kept (else E)."""
 
 QUEUE = 16_384
-SPREAD = 16_384  # slots looked through at one turn
 LOSS = "#loss"  # beside the positions in Redis (no topic has such a name); absent before the first loss
 FILES = "files:"  # how the one topic of a backfill begins; no topic of Kafka has such a name
 log = structlog.get_logger()
@@ -54,15 +54,7 @@ class Group:
     edges: Edges | None = None  # of a graph
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
     buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
-    news: set[int] = field(
-        default_factory=set
-    )  # nodes of whom something was said: see Group.spread_news
-    spreading: I64 = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # ... those looked for now
-    spread_at: int = 0  # ... from this slot on
-    unheard: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # nodes: see untold
-    told_upto: int = 0  # ... and a slot
+    news: News = field(default_factory=News)  # what is said of nodes of a graph
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
     acked: list[int] = field(default_factory=list)  # positions that Redis is known to have taken
@@ -120,7 +112,7 @@ class Group:
             group.forgets = found.meta["forgets"]
             group.buried.since.update(found.meta.get("buried", []))
             group.mirrored = {(g, t): Mark(*at) for g, t, *at in found.meta.get("mirrored", [])}
-            group.news = set(found.meta.get("news", []))
+            group.news.new.update(found.meta.get("news", []))
             return group
 
         group = newest(folder, load)
@@ -221,7 +213,7 @@ class Group:
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
         if self.edges is not None:
-            self._tell(parts)
+            self.news.take(parts, self.state, self.buried)
         decoded = parts[0] if len(parts) == 1 else joined(parts)
         if self.edges is not None:
             decoded = self._without_buried(decoded, self.edges)
@@ -238,52 +230,6 @@ class Group:
         ended = self.buried.before(edges.entity, stamps)
         ended |= self.buried.before(edges.rows.categories[:, NEIGHBOUR], stamps)
         return edges.of_one_row(~ended) if ended.any() else edges
-
-    def _tell(self, parts: list[Decoded]) -> None:
-        """What is said of nodes, wherever it was said; deletions take it along."""
-        nodes = self.state.nodes
-        for gone in (gone for part in parts for gone in part.gone):
-            self.buried.add(gone.node, gone.timestamp_ms)
-        for part in parts if nodes is not None else ():
-            assert nodes is not None
-            nodes.forget(np.array([gone.node for gone in part.gone], np.int64))
-            told = part.told
-            if told is None:
-                continue
-            ended = np.zeros(len(told), np.bool_)
-            if self.buried.since:
-                ended = self.buried.before(told.node, told.timestamp_ms)
-            for gone in part.gone:
-                ended |= (told.node == gone.node) & (told.row >= 0) & (told.row < gone.before)
-            told = told.take(~ended)
-            known = nodes.put(told.node, told.features, told.time_us, told.position)
-            self.news.update(known.tolist())
-            here = told.node[told.row >= 0]
-            self.unheard = np.unique(np.concatenate([self.unheard, here]))
-
-    def untold(self, most: int) -> I64:
-        """Nodes of this group that the learner is to be told of: up to `most`, which then count as told."""
-        ids, self.unheard = self.unheard[:most], self.unheard[most:]
-        if not len(ids) and self.told_upto < len(self.state.names):
-            first, self.told_upto = self.told_upto, self.told_upto + most
-            slots = np.arange(first, min(self.told_upto, len(self.state.names)))
-            ids = self.state.hashes(slots[self.state.count[slots] > 0])
-        return ids
-
-    def spread_news(self) -> None:
-        """Whose edges lead to nodes of whom something new was said is owed a vector: some slots at each turn, so
-        that the stream does not wait however many there are."""
-        if not len(self.spreading):
-            if not self.news:
-                return
-            self.spreading, self.news, self.spread_at = np.array(sorted(self.news)), set(), 0
-        state, first = self.state, self.spread_at
-        last = min(first + SPREAD, len(state.names))
-        slots = first + np.flatnonzero(leads_to(state, first, last, self.spreading))
-        state.owed[slots] = True
-        self.spread_at = last
-        if last >= len(state.names):
-            self.spreading = np.zeros(0, np.int64)
 
     def _without_buried(self, decoded: Decoded, edges: Edges) -> Decoded:
         """Deleted nodes are nobody's neighbours: not in the rings, nor in what came before in the batch,
@@ -429,7 +375,7 @@ class Group:
             "graph": self.state.shape.graph,
             "buried": [[node, since] for node, since in self.buried.since.items()],
             "mirrored": [[*source, *mark] for source, mark in self.mirrored.items()],
-            "news": [*self.news, *self.spreading.tolist()],
+            "news": self.news.pending,
         }
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
@@ -453,7 +399,7 @@ class Group:
             state_bytes=state.nbytes,
             release=int(tags.max(initial=0)),
             oldest_release=int(tags.min()) if len(tags) else 0,
-            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news) + len(self.spreading),
+            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news.pending),
             snapshot_age_s=now - (self.opened_at if self.snapshot_at is None else self.snapshot_at),
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,

@@ -160,7 +160,7 @@ class Shard:
         if not batches:
             self._look_at_redis()
         for group in self.groups.values():
-            group.spread_news()
+            group.news.spread(group.state)
         self._pay_owed(idle=not batches)
         self._snapshot_turn()
         self._stats.progress += 1
@@ -366,9 +366,13 @@ class Shard:
         if self._told_to != self.learner.processes:
             self._told_to = self.learner.processes
             for group in self.groups.values():
-                group.told_upto = 0
+                group.news.told_upto = 0
         if self._telling is None:
-            found = ((g, g.untold(TOLD)) for g in self.groups.values() if g.state.nodes is not None)
+            found = (
+                (g, g.news.untold(g.state, TOLD))
+                for g in self.groups.values()
+                if g.state.nodes is not None
+            )
             self._telling = next((some for some in found if len(some[1])), None)
         if self._telling is not None:
             group, ids = self._telling
