@@ -25,7 +25,7 @@ from daemon import servers
 from daemon.cli import fetch_status
 from daemon.demo_graph import GraphReport
 from daemon.demo_report import Report
-from daemon.flights import flights, messages
+from daemon.flights import flights, messages, nodes
 from daemon.reading import Reader
 from daemon.settings import Settings, load
 from daemon.totals import quantile
@@ -111,13 +111,22 @@ class Demo:
         """The same topic as a graph, read by a daemon of its own."""
         config = Path(__file__).parent.parent / "deploy" / "demo-graph.toml"
         settings = load(config)
-        servers.create_topics(os.environ["AFRESH_KAFKA"], {f"{settings.name}.mirror": PARTITIONS})
+        brokers, own = (
+            os.environ["AFRESH_KAFKA"],
+            [f"{settings.name}.mirror", settings.source.topics[1]],
+        )
+        servers.create_topics(brokers, dict.fromkeys(own, PARTITIONS))
         if os.environ["AFRESH_DEMO_NAME"] != "flights":
-            stack.callback(
-                self._leave_clean, settings, os.environ["AFRESH_KAFKA"], [f"{settings.name}.mirror"]
-            )
-        self.out.print("The same flights as a graph, from planes to airports.")
-        report = GraphReport(settings, table)
+            stack.callback(self._leave_clean, settings, brokers, own)
+        known = nodes(table["time"][0].as_py() - 1)
+        with contextlib.closing(kafka.KafkaProducer(bootstrap_servers=brokers)) as producer:
+            for key, value in known:
+                producer.send(own[1], value=value, key=key)
+            producer.flush(30)
+        self.out.print(
+            f"The same flights as a graph, from planes to airports, and what is known of {len(known):,} of them."
+        )
+        report = GraphReport(settings, table, len(known))
         self._log = self.folder / "daemon-graph.log"
         self._rates.clear()
         began = time.monotonic()

@@ -17,13 +17,13 @@ HOUR_US = 3_600_000_000
 
 
 class GraphReport:
-    def __init__(self, settings: Settings, table: pa.Table) -> None:
+    def __init__(self, settings: Settings, table: pa.Table, known: int) -> None:
+        """known: records of nodes."""
         self._reader = Reader(settings)
         self._flights = table.filter(pc.is_valid(table["tailnum"]))
         self._airports = sorted(set(self._flights["dest"].to_pylist()))
-        self.rows = len(table) + len(
-            self._flights
-        )  # an edge is a row of both nodes, a dead letter one
+        # an edge is a row of both nodes, a dead letter one, what is said of a node another
+        self.rows = len(table) + len(self._flights) + known
 
     def nearest(self, facts: Mapping[str, Any]) -> Table:
         """Airports by the cosine of their vectors, beside the share of planes that they have in common."""
