@@ -80,11 +80,17 @@ class FileSource(Source):
                 out.append(batch)
         return out
 
-    def pause(self, group: int) -> None:
+    def pause(self, group: int, topic: int) -> None:
+        del topic  # there is one
         self._paused.add(group)
 
-    def resume(self, group: int) -> None:
+    def resume(self, group: int, topic: int) -> None:
+        del topic
         self._paused.discard(group)
+
+    def idle(self, group: int, topic: int) -> bool:
+        del topic
+        return self.lag(group) == 0
 
     def lag(self, group: int) -> int:
         held = self._held[group]

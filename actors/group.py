@@ -164,11 +164,12 @@ class Group:
 
     # -- records in -------------------------------------------------------------------------------
 
-    def decode(self, batch: Batch, decoder: Decoder) -> tuple[Batch, Decoded, list[BadRecord]]:
-        """The batch less what the group has already taken, decoded; the position moves past it."""
-        position = self.positions[batch.topic]
-        if len(batch.offsets) and batch.offsets[0] < position:
-            keep = (batch.offsets >= position).tolist()
+    def decode(
+        self, batch: Batch, decoder: Decoder, reached: int
+    ) -> tuple[Batch, Decoded, list[BadRecord]]:
+        """The batch less what was decoded before, below the offset `reached`, decoded."""
+        if len(batch.offsets) and batch.offsets[0] < reached:
+            keep = (batch.offsets >= reached).tolist()
             batch = batch._replace(
                 offsets=batch.offsets[keep],
                 timestamps_ms=batch.timestamps_ms[keep],
@@ -180,7 +181,6 @@ class Group:
         else:
             decode = self.quarantine.decode if self.quarantine else plain
             decoded, bad = decode(batch, decoder)
-        self.positions[batch.topic] = max(position, batch.next_offset)
         if self.partitions > 1 and decoded.entities:
             decoded, misplaced = self._misplaced(batch, decoded)
             bad = [*bad, *misplaced]
@@ -209,6 +209,10 @@ class Group:
             )
         ]
         return decoded.take(keep), bad
+
+    def passed(self, topic: int, next_offset: int) -> None:
+        """All below is taken by the next `apply`."""
+        self.positions[topic] = max(self.positions[topic], next_offset)
 
     def apply(self, parts: list[Decoded]) -> Touched:
         """Takes what was decoded into the state; whom Redis does not know yet is owed."""
@@ -383,7 +387,7 @@ class Group:
 
     # -- stats ------------------------------------------------------------------------------------
 
-    def stats(self, lag: int, now: float, paused: bool) -> GroupStats:
+    def stats(self, lag: int, now: float, paused: bool, held_back: int = 0) -> GroupStats:
         state, n = self.state, len(self.state.names)
         tags = state.tag[:n][(state.count[:n] > 0) & (state.tag[:n] > 0)]
         return GroupStats(
@@ -391,6 +395,7 @@ class Group:
             phase="paused" if paused else self.phase,
             positions=dict(zip(self.topics, self.positions, strict=True)),
             lag=lag,
+            held_back=held_back,
             entities=state.counts.entities,
             evicted=state.counts.evicted,
             deleted=state.counts.deleted,

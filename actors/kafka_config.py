@@ -18,6 +18,7 @@ TLS_KEYS = tls.Keys(
     "source.ssl_cafile", "source.ssl_certfile", "source.ssl_keyfile", "source.brokers",
     "source.security_protocol",
 )  # fmt: skip
+MAX_SKEW_S = 86_400.0
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
@@ -41,6 +42,8 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: str | int = "earliest"  # earliest | latest | ISO 8601 with a zone | epoch ms
     mirror_topic: str = ""  # of a graph with several partitions; default: <stream>.mirror
     check_partition: bool | None = None  # default: where there are several topics
+    max_skew_s: Annotated[float, Meta(ge=0)] | None = None
+    """Event time that a partition may be ahead of the others; 0: any. Default: any, of a graph MAX_SKEW_S."""
     max_records_bytes: Annotated[int, Meta(ge=65_536)] = 16 << 20  # of one answer of a broker
     max_partition_bytes: Annotated[int, Meta(ge=65_536)] = 2 << 20  # of one partition in it
     max_expanded_bytes: Annotated[int, Meta(ge=65_536)] = 256 << 20  # of one compressed batch
@@ -125,6 +128,11 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether a record whose entity belongs to another partition is a dead letter."""
         several = len(self.topics) > 1
         return several if self.check_partition is None else self.check_partition
+
+    def max_skew_us(self, graph: bool) -> int:
+        """0: partitions do not wait for each other."""
+        default = MAX_SKEW_S if graph else 0.0
+        return round(1e6 * (default if self.max_skew_s is None else self.max_skew_s))
 
     def client(self) -> dict[str, Any]:
         """What every client of kafka-python needs. Holds the password: never log it."""

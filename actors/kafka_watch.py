@@ -47,6 +47,11 @@ class Watch:
         """One past the newest record when last asked; 0 before that."""
         return self._ends.get(partition, 0)
 
+    def passed(self, partition: Partition, position: int) -> bool:
+        """Whether an end is known, and the position is not before it."""
+        end = self._ends.get(partition)
+        return end is not None and position >= end
+
     def commit(self, positions: Mapping[Partition, int]) -> None:
         """Later positions replace earlier ones that were not yet committed."""
         self._commits = self._commits | dict(positions)

@@ -29,10 +29,14 @@ class Source(Protocol):
         Raises SourceError where they cannot be had any more, or the partitions changed."""
 
     def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
-        """What has come, of started groups that are not paused. SourceError stops the stream."""
+        """What has come, of started groups, but for paused topics of them. SourceError stops the stream."""
 
-    def pause(self, group: int) -> None: ...
-    def resume(self, group: int) -> None: ...
+    def pause(self, group: int, topic: int) -> None: ...
+    def resume(self, group: int, topic: int) -> None: ...
+    def idle(self, group: int, topic: int) -> bool:
+        """Whether it is known that nothing is left to poll, a moment ago."""
+        ...
+
     def lag(self, group: int) -> int:
         """Records that are there but not yet polled."""
 

@@ -141,6 +141,11 @@ class ShardProcess(Worker):
         if self.learner is not None:
             self.learner.connect(learner)  # type: ignore[attr-defined]
 
+    def others(self, floor_us: int | None) -> None:
+        """Event time of the slowest partition of all other shards."""
+        if self._shard is not None:
+            self._shard.skew.others(floor_us)
+
     def body(self, stopping: Callable[[], bool]) -> None:
         self._shard = open_shard(self._spec, self._groups, self.learner)
 
@@ -199,7 +204,8 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         learner,
         mirror,
     )
-    return Shard(spec.shard, opened, ports)
+    skew_us = spec.source.max_skew_us(spec.stream.graph)
+    return Shard(spec.shard, opened, ports, max_skew_us=skew_us)
 
 
 class LearnProcess(Worker):

@@ -21,6 +21,7 @@ from actors.embed import Releases
 from actors.group import Group
 from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.sink import Sink, Vectors, WriteResult
+from actors.skew import Part, Piece, Skew
 from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
 from schemas.records import I64, NEIGHBOUR, Decoded, Rows, Windows, category_hash
@@ -98,6 +99,7 @@ class Shard:
         ports: Ports,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        max_skew_us: int = 0,
     ) -> None:
         self.config, self.groups = config, {g.number: g for g in groups}
         self.source, self.decoder, self.sink = ports.source, ports.decoder, ports.sink
@@ -117,6 +119,13 @@ class Shard:
         self._posted: Posted | None = None
         self._telling: tuple[Group, I64] | None = None  # nodes that the learner is told of just now
         self._told_to = -1  # which of the learner's processes
+        parts = {
+            (g.number, topic): g.edges is not None and topic == g.edges.mirror
+            for g in groups
+            for topic in range(len(source.topics))
+        }
+        self.skew = Skew(max_skew_us, parts, source.idle, clock, wall)
+        self._closed: set[Part] = set()  # paused partitions
         # deleted entities that the learner has not yet durably forgotten
         self._forgets = list(dict.fromkeys(e for group in groups for e in group.forgets))
         for i, group in enumerate(groups):
@@ -133,51 +142,77 @@ class Shard:
         self.drain()
 
     def turn(self, max_records: int | None = None) -> int:
-        """Polls once and takes what came all the way to Redis. Returns how many records came."""
+        """Polls once and takes what came all the way to Redis. Returns how many records came; where none
+        did, how many were taken that had waited."""
         if self.releases.refresh():
             self._swap()
         self._sink_turn()
+        self._open_and_close()
         most = max_records or self.config.max_records
+        room = True
         try:
             # Kafka does not take what other groups must know: more of it would fill the memory
             room = self.mirror is None or self.mirror.wait_for_room(self.config.poll_s)
-            batches = self.source.poll(most, self.config.poll_s) if room else []
+            wait_s = 0.0 if self.skew.more() else self.config.poll_s
+            batches = self.source.poll(most, wait_s) if room else []
             self._stats.source_up = self.source.up and room
         except SourceDown as error:
             log.warning("source_down", reason=str(error))
             self._stats.source_up, batches = False, []
-        by_group: dict[int, list[Batch]] = {}
         for batch in batches:
-            by_group.setdefault(batch.group, []).append(batch)
+            self._decode(batch)
+        by_group: dict[int, list[Piece]] = {}
+        if room and self._sink_up:
+            for piece in self.skew.ready():
+                by_group.setdefault(piece.part[0], []).append(piece)
+        else:
+            self.skew.rest()
         for number, mine in by_group.items():
             self._take(self.groups[number], mine)
         if self._forgets and self.learner is not None:
             del self._forgets[: self.learner.forget(self._forgets)]
         self._describe()
-        taken = sum(len(batch.offsets) for batch in batches)
-        if taken < most:  # else more is waiting: Redis and we work at the same time
+        came = sum(len(batch.offsets) for batch in batches)
+        if came < most:  # else more is waiting: Redis and we work at the same time
             self._settle()
-        if not batches:
+        quiet = not (batches or by_group)
+        if quiet:
             self._look_at_redis()
         for group in self.groups.values():
             group.news.spread(group.state)
-        self._pay_owed(idle=not batches)
+        self._pay_owed(idle=quiet)
         self._snapshot_turn()
         self._stats.progress += 1
         self._report()
-        return taken
+        return came or sum(len(p.decoded.entities) for mine in by_group.values() for p in mine)
 
     # -- records ----------------------------------------------------------------------------------
 
-    def _take(self, group: Group, batches: list[Batch]) -> None:
+    def _open_and_close(self) -> None:
+        """Nothing is read while Redis is down, nor of a partition of which something waits."""
+        parts = [(g, topic) for g in self.groups for topic in range(len(self.source.topics))]
+        closed = {part for part in parts if not self._sink_up or self.skew.waits(part)}
+        for part in closed - self._closed:
+            self.source.pause(*part)
+        for part in self._closed - closed:
+            self.source.resume(*part)
+        self._closed = closed
+
+    def _decode(self, batch: Batch) -> None:
+        group, part = self.groups[batch.group], (batch.group, batch.topic)
+        reached = self.skew.reached(part, group.positions[batch.topic])
+        batch, decoded, bad = group.decode(batch, self.decoder, reached)
+        for b in bad:
+            self.dead_letters.send(batch, b.at, b.error, b.reason, b.row)
+            self._stats.dead_letters[b.error] = self._stats.dead_letters.get(b.error, 0) + 1
+        self.skew.put(part, decoded, max(reached, batch.next_offset))
+
+    def _take(self, group: Group, pieces: list[Piece]) -> None:
         parts, edges = list[Decoded](), list[Windows]()
-        for batch in batches:
-            batch, decoded, bad = group.decode(batch, self.decoder)
-            for b in bad:
-                self.dead_letters.send(batch, b.at, b.error, b.reason, b.row)
-                self._stats.dead_letters[b.error] = self._stats.dead_letters.get(b.error, 0) + 1
-            if group.edges is not None and batch.topic != group.edges.mirror:
-                spread = group.edges.spread(batch.topic, decoded)
+        for (_, topic), decoded, _, next_offset in pieces:
+            group.passed(topic, next_offset)
+            if group.edges is not None and topic != group.edges.mirror:
+                spread = group.edges.spread(topic, decoded)
                 edges.append(group.without_buried(spread.windows, decoded))
                 decoded = spread.here
                 for number, message in spread.away:
@@ -243,8 +278,6 @@ class Shard:
     def _sink_failed(self, error: SinkDown) -> None:
         log.warning("sink_down", reason=str(error), next="the source is paused until it answers")
         self._sink_up = False
-        for each in self.groups.values():
-            self.source.pause(each.number)
 
     def _fresh(self, parts: list[Decoded]) -> None:
         now_ms = self._wall() * 1000.0
@@ -274,14 +307,9 @@ class Shard:
             for group in starting:
                 group.raise_fence(self.sink)
                 group.advance(self.releases.current is not None)
-            if not self._sink_up:
-                self._sink_up = True
-                for group in self.groups.values():
-                    self.source.resume(group.number)
+            self._sink_up = True
         except SinkDown:
             self._sink_up = False
-            for group in self.groups.values():
-                self.source.pause(group.number)
 
     def _look_at_redis(self) -> None:
         """While nothing comes, no write tells: was Redis emptied, replaced, or set back? A fence that is
@@ -483,15 +511,17 @@ class Shard:
             return
         self._reported_at = now
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        groups = [
-            g.stats(self.source.lag(g.number), now, paused=not self._sink_up)
-            for g in self.groups.values()
-        ]
+        groups = []
+        for g in self.groups.values():
+            waiting, records = self.skew.waiting(g.number)
+            lag = self.source.lag(g.number) + records
+            groups.append(g.stats(lag, now, not self._sink_up, waiting))
         used = frozenset(g.oldest_release for g in groups) | frozenset(g.release for g in groups)
         if not any(g.to_encode for g in groups):
             self.releases.forget(used)
         self._reported = deepcopy(self._stats)
         self._reported.sink_up = self._sink_up
+        self._reported.floor_us = self.skew.floor_us
         self._reported.memory_bytes = resident_bytes()
         self._reported.cpu_s = usage.ru_utime + usage.ru_stime
         self._reported.groups = groups

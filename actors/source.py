@@ -61,7 +61,7 @@ class KafkaSource(Source):
             self._cluster.close()
             raise
         self._next: dict[kafka.TopicPartition, int] = {}
-        self._paused: set[int] = set()
+        self._paused: set[kafka.TopicPartition] = set()
         self._looked = 0.0
         self._watch = Watch(
             self._cluster, config.topics, groups, config.group or f"afresh-{stream_name}"
@@ -110,17 +110,22 @@ class KafkaSource(Source):
                 ) from error
             raise SourceError(f"Kafka at {self._cluster.hosts}: {error!r}.") from error
 
-    def pause(self, group: int) -> None:
-        self._consumer.pause(*self._of(group))
-        self._paused.add(group)
+    def pause(self, group: int, topic: int) -> None:
+        part = self._of(group)[topic]
+        self._consumer.pause(part)
+        self._paused.add(part)
 
-    def resume(self, group: int) -> None:
-        for part in self._of(group):
-            self._consumer.resume(part)
-            # kafka-python 3.0.12 keeps what it had parsed of a paused partition, and never comes
-            # back to it once another partition was read: drop it, and it is fetched again.
-            self._consumer._fetcher._paused_partition_records.pop(part, None)
-        self._paused.discard(group)
+    def resume(self, group: int, topic: int) -> None:
+        part = self._of(group)[topic]
+        self._consumer.resume(part)
+        # kafka-python 3.0.12 keeps what it had parsed of a paused partition, and never comes
+        # back to it once another partition was read: drop it, and it is fetched again.
+        self._consumer._fetcher._paused_partition_records.pop(part, None)
+        self._paused.discard(part)
+
+    def idle(self, group: int, topic: int) -> bool:
+        part = self._of(group)[topic]
+        return self._watch.passed((part.topic, group), self._next[part])
 
     def lag(self, group: int) -> int:
         return sum(
@@ -167,7 +172,7 @@ class KafkaSource(Source):
         self._looked = now
         moved = []
         for part, before in self._next.items():
-            if part.partition not in self._paused and self._position(part) > before:
+            if part not in self._paused and self._position(part) > before:
                 moved.append(self._batch(part, ()))
         return moved
 

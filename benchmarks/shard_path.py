@@ -96,11 +96,11 @@ class Served:
         )
         self.shard = Shard(ShardConfig(snapshot_every_s=3600), [group], ports)
         self.group = group
-        ports.source.pause(0)
+        ports.source.pause(0, 0)
         group.apply([flow.history()])
         while group.phase != "serving" or group.state.owed.any() or group.snapshot is not None:
             self.shard.turn()
-        ports.source.resume(0)
+        ports.source.resume(0, 0)
 
     def turn(self, most: int) -> int:
         before = self.shard._stats.accepted

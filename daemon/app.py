@@ -29,6 +29,7 @@ from daemon.supervisor import (
     Silent,
     Stop,
     decide,
+    slowest_others,
 )
 from daemon.totals import Snapshot, Totals
 from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
@@ -257,10 +258,25 @@ class App:
                     self._stop.set()
                 case Nothing():
                     pass
+        self._align()
         groups = self.snapshot().groups
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
             self._children["publisher"].handle.tell("oldest_release", min(tags, default=0))
+
+    def _align(self) -> None:
+        """Tells each shard how far the others are; one that is down holds nobody back."""
+        settings = self.settings
+        if not settings.source.max_skew_us(settings.stream.graph):
+            return
+        up = {
+            name: child
+            for name, child in self._children.items()
+            if name.startswith("shard-") and child.status is not None and child.status.stats
+        }
+        floors = {name: child.status.stats.floor_us for name, child in up.items() if child.status}
+        for name, floor_us in slowest_others(floors).items():
+            up[name].handle.tell("others", floor_us)
 
     def _patience_s(self, name: str, child: Child) -> float:
         """How long it may stand still: a restore or an export takes its time, a stream does not."""

@@ -166,6 +166,7 @@ def _status_table(found: dict[str, Any]) -> Table:
             f"{sum(sum(s['dead_letters'].values()) for s in found['shards'].values()):,}",
         ),
         ("lag", f"{sum(g['lag'] for g in groups):,} records"),
+        ("held back", f"{sum(g['held_back'] for g in groups)} partitions wait for slower ones"),
         (
             "entities",
             f"{sum(g['entities'] for g in groups):,}, {sum(g['to_encode'] for g in groups):,} owed a vector",

@@ -115,6 +115,11 @@ class ServiceCollector(Collector):
         for name, metric, text in (
             ("entities", "entities", "Entities in the state."),
             ("lag", "lag_records", "Records produced but not yet taken."),
+            (
+                "held_back",
+                "partitions_held_back",
+                "Partitions that wait for slower ones (source.max_skew_s).",
+            ),
             ("state_bytes", "state_bytes", "Bytes of the entities' state."),
             (
                 "to_encode",

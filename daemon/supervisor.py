@@ -1,5 +1,6 @@
 """What to do about a process, given what is seen of it: a pure function, tested as a table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -91,3 +92,13 @@ def decide(
 def _down(process: Process, now: float) -> Process:
     wait = BACKOFF_S[min(process.restarts, len(BACKOFF_S) - 1)]
     return replace(process, restarts=process.restarts + 1, restart_at=now + wait)
+
+
+def slowest_others(floors: Mapping[str, int | None]) -> dict[str, int | None]:
+    """For each shard the event time of the slowest partition of all others; None: there is none to wait for."""
+    return {
+        name: min(
+            (f for other, f in floors.items() if other != name and f is not None), default=None
+        )
+        for name in floors
+    }

@@ -41,6 +41,7 @@ class GroupStats:
     snapshot_age_s: float = -1.0  # of the newest one of this process; without one since it started
     snapshots: int = 0
     snapshot_failures: int = 0
+    held_back: int = 0  # partitions that wait for slower ones: source.max_skew_s
 
 
 @dataclass
@@ -61,6 +62,7 @@ class ShardStats:
     snapshot_pause: Latency = field(default_factory=Latency)
     source_up: bool = False
     sink_up: bool = False
+    floor_us: int | None = None  # time of the slowest partition that has records; 0: not known
     memory_bytes: int = 0
     cpu_s: float = 0.0
     groups: list[GroupStats] = field(default_factory=list)

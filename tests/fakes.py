@@ -70,7 +70,7 @@ class MemorySource(Source):
         self.committed: dict[int, list[int]] = {}
         self._logs = {(g, t): _Log() for g in range(groups) for t in range(len(topics))}
         self._positions: dict[tuple[int, int], int] = {}
-        self._paused: set[int] = set()
+        self._paused: set[tuple[int, int]] = set()
         self._down = 0
         self.put(*items)
 
@@ -89,14 +89,14 @@ class MemorySource(Source):
                     f"{self.topics[topic]}: {position} is wanted; there are 0 to {end}."
                 )
             self._positions[group, topic] = position
-        self._paused.discard(group)
+            self._paused.discard((group, topic))
         return positions
 
     def poll(self, max_records: int, timeout_s: float) -> list[Batch]:
         del timeout_s  # there is nothing to wait for
         batches = []
         for (group, topic), position in self._positions.items():
-            if self._down or group in self._paused or max_records <= 0:
+            if self._down or (group, topic) in self._paused or max_records <= 0:
                 continue
             batch = self._read(group, topic, max_records)
             if batch.next_offset > position:
@@ -142,11 +142,14 @@ class MemorySource(Source):
             position,
         )
 
-    def pause(self, group: int) -> None:
-        self._paused.add(group)
+    def pause(self, group: int, topic: int) -> None:
+        self._paused.add((group, topic))
 
-    def resume(self, group: int) -> None:
-        self._paused.discard(group)
+    def resume(self, group: int, topic: int) -> None:
+        self._paused.discard((group, topic))
+
+    def idle(self, group: int, topic: int) -> bool:
+        return self._positions[group, topic] >= self._logs[group, topic].end
 
     def lag(self, group: int) -> int:
         return sum(

@@ -58,6 +58,7 @@ def waits(owner: Owner) -> list[str]:
         for left in (
             f"{g.phase}" * (g.phase != "serving"),
             f"{owner.source.lag(n)} to read" * bool(owner.source.lag(n)),
+            f"{owner.shard.skew.waiting(n)} wait" * any(owner.shard.skew.waiting(n)),
             f"{g.state.owed.sum()} owed" * bool(g.state.owed.any()),
             f"{g.deletions()} to delete" * bool(g.deletions()),
             f"slabs ahead of {g.positions}" * (g.state.marks is not None),

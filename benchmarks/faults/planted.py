@@ -9,6 +9,7 @@ import actors.snapshot
 from actors.group import Group
 from actors.ports import Batch
 from actors.sink import Sink, WriteResult
+from actors.skew import Piece
 from actors.snapshot import Folder, GroupSnapshot
 from actors.state import State
 from benchmarks.faults.small_disks import SmallOs, replaced
@@ -92,13 +93,22 @@ def no_marks() -> AbstractContextManager[None]:
 def redelivered_batches_are_taken_again() -> AbstractContextManager[None]:
     right = Group.decode
 
-    def decode(self: Group, batch: Batch, decoder: Any) -> Any:
-        kept, self.positions[batch.topic] = self.positions[batch.topic], 0
-        found = right(self, batch, decoder)
-        self.positions[batch.topic] = max(kept, self.positions[batch.topic])
-        return found
+    def decode(self: Group, batch: Batch, decoder: Any, reached: int) -> Any:
+        del reached
+        return right(self, batch, decoder, 0)
 
     return replaced(Group, "decode", decode)
+
+
+def waiting_records_passed() -> AbstractContextManager[None]:
+    """A partition stands behind records of it that wait for slower ones."""
+    right = Piece.split
+
+    def split(self: Piece, limit_us: int) -> tuple[Piece | None, Piece | None]:
+        first, rest = right(self, limit_us)
+        return first and first._replace(next_offset=self.next_offset), rest
+
+    return replaced(Piece, "split", split)
 
 
 def letters_not_flushed() -> AbstractContextManager[None]:
@@ -163,6 +173,7 @@ BUGS: dict[str, Bug] = {
     "offsets committed early": offsets_committed_early,
     "no marks": no_marks,
     "redelivered batches are taken again": redelivered_batches_are_taken_again,
+    "waiting records passed": waiting_records_passed,
     "letters not flushed": letters_not_flushed,
     "debts forgotten": debts_forgotten,
     "swaps not counted": swaps_not_counted,

@@ -139,7 +139,7 @@ class Consumer(MemorySource):
             self._read_before, self.again = [*before, *batches][-40:], []
             return [
                 *batches[:cut],
-                *(b for b in old if b.group not in self._paused),
+                *(b for b in old if (b.group, b.topic) not in self._paused),
                 *batches[cut:],
             ]
         self._read_before = [*before, *batches][-40:]
@@ -147,7 +147,7 @@ class Consumer(MemorySource):
 
     def rewind(self, group: int, share: float) -> None:
         """The next polls begin with what was read already."""
-        if group not in self._paused:
+        if not any(paused == group for paused, _ in self._paused):
             positions = [self._positions[group, t] for t in range(len(self.topics))]
             self.start(group, [int(p * share) for p in positions])
 

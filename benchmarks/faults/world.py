@@ -195,7 +195,8 @@ class World:
             source, make_decoder(STREAM, DecodeConfig()), ServerSink(self.server), letters,
             Releases(self.folder / "releases"), learner,
         )  # fmt: skip
-        shard = Shard(self.config, opened, ports, self.clock, self.wall)
+        skew_us = (0, 5, 50)[self.seed % 3] * self.shape.pace_ms * 1000
+        shard = Shard(self.config, opened, ports, self.clock, self.wall, skew_us)
         name = f"{'abcdefghijklmnopqrstuvwxyz'[self.made % 26]}{self.made}"
         self.owners.append(Owner(name, shard, source, letters, learner, disk))
         where = {g.number: g.positions for g in opened}

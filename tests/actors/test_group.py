@@ -36,7 +36,7 @@ def test_a_message_with_misplaced_rows_makes_one_letter(tmp_path: Path, form: st
     group = Group(1, 1, ("t",), state, [10], tmp_path, partitions=3)
     n = len(values)
     batch = Batch(1, 0, np.arange(n) * 2 + 10, np.arange(n), [None] * n, values, 10 + 2 * n)
-    _, decoded, bad = group.decode(batch, make_decoder(STREAM, DecodeConfig(format=form)))  # type: ignore[arg-type]
+    _, decoded, bad = group.decode(batch, make_decoder(STREAM, DecodeConfig(format=form)), 0)  # type: ignore[arg-type]
     assert [(b.at, b.error, b.row) for b in bad] == [(1, "misplaced", None), (2, "misplaced", None)]
     assert all(repr(others[0]) in b.reason for b in bad[: 1 + (form == "arrow")])
     assert all(("2 more rows" in b.reason) == (form == "arrow") for b in bad)

@@ -248,6 +248,34 @@ def test_a_deletion_during_an_outage_and_a_restart_is_carried_out(folder: Path) 
     assert set(published(server)) == {"b"}
 
 
+def test_an_outage_while_a_partition_waits_for_another_changes_nothing(folder: Path) -> None:
+    """`source.max_skew_s`: who waits stays paused when Redis is back, and nobody is given up for the outage."""
+    slow = [record("a", 10_000 + 60 * i) for i in range(600)]
+    fast = [record("b", 10_000 + 3600 * i)._replace(group=1) for i in range(60)]
+    source, server, now = MemorySource([*slow, *fast], groups=2), MemoryServer(), [0.0]
+    shard = make_shard(folder, source, server, max_skew_us=3_600_000_000, clock=lambda: now[0])
+    adopt(shard)
+    while not shard.skew.waits((1, 0)):
+        shard.turn(20)
+
+    def newest() -> list[int]:
+        return [int(g.state.last_us.max()) for g in shard.groups.values()]
+
+    with server.outage():
+        for _ in range(5):
+            shard.turn(20)
+            now[0] += 10.0
+        assert source._paused == {(0, 0), (1, 0)}
+        before = newest()
+        shard.turn(20)
+        assert newest() == before
+    shard.turn(20)
+    assert source._paused == {(1, 0)}
+    assert newest()[1] - newest()[0] <= 3_600_000_000
+    settle(shard)
+    assert {name: count for name, (count, _) in published(server).items()} == {"a": 600, "b": 60}
+
+
 def test_bad_records_are_dead_letters_and_stop_nothing(folder: Path) -> None:
     bad = [Record(b"{", b"k"), Record(b'{"at": 1}', b"k"), Record(b"\xff\xfe", None)]
     source, server = MemorySource([*bad, record("a", 5), Gap(3), *bad]), MemoryServer()

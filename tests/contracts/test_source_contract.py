@@ -184,7 +184,7 @@ def test_a_paused_group_waits_while_the_others_go_on_and_loses_nothing(make: Mak
     while not out[1]:  # so that more of it is at hand already
         for batch in source.poll(4, 0.02):
             out[batch.group] += numbers(batch)
-    source.pause(1)
+    source.pause(1, 0)
     had = len(out[1])
 
     def others() -> bool:
@@ -196,9 +196,56 @@ def test_a_paused_group_waits_while_the_others_go_on_and_loses_nothing(make: Mak
     for _ in range(3):
         assert [numbers(batch) for batch in source.poll(10, 0.01) if len(batch.offsets)] == []
     assert len(out[1]) == had
-    source.resume(1)
+    source.resume(1, 0)
     rest = drain(source, wanted=len(WANTED[1]) - had)
     assert out[1] + rest[1] == WANTED[1]
+
+
+@pytest.mark.parametrize("kind", ["memory", "kafka"])
+def test_one_topic_of_a_group_may_be_paused_alone(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    names = ("one", "two")
+    if kind == "kafka":
+        address, new = request.getfixturevalue("kafka"), request.getfixturevalue("topics")
+        names = (new("one"), new("two"))
+        with closing(kafka.KafkaProducer(bootstrap_servers=address)) as producer:
+            for i in range(40):
+                producer.send(names[i % 2], json.dumps({"n": i}).encode(), partition=0)
+        source: Source = KafkaSource(SourceConfig(address, names), names[0], 1)
+    else:
+        items = [Record(json.dumps({"n": i}).encode(), topic=i % 2) for i in range(40)]
+        source = MemorySource(items, names)
+    out: dict[int, list[int]] = {0: [], 1: []}
+
+    def read(until: Callable[[], bool]) -> None:
+        def more() -> bool:
+            for batch in source.poll(3, 0.02):
+                out[batch.topic] += numbers(batch)
+            return until()
+
+        eventually(more, 20.0)
+
+    with closing(source):
+        source.start(0, None)
+        read(lambda: bool(out[1]))
+        source.pause(0, 1)
+        had = list(out[1])
+        read(lambda: len(out[0]) == 20)
+        assert out[1] == had
+        eventually(lambda: source.idle(0, 0))
+        assert not source.idle(0, 1)
+        source.resume(0, 1)
+        read(lambda: len(out[1]) == 20)
+        assert out == {0: list(range(0, 40, 2)), 1: list(range(1, 40, 2))}
+
+
+def test_who_has_been_read_is_idle(make: Make) -> None:
+    source = make()
+    start_all(source)
+    assert not any(source.idle(g, 0) for g in range(GROUPS))
+    drain(source)
+    eventually(lambda: not source.poll(1, 0.01) and all(source.idle(g, 0) for g in range(GROUPS)))
 
 
 def test_groups_that_are_not_started_do_not_come(make: Make) -> None:
