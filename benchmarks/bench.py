@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cas, freshness, learner, releases, shard_path, sizes
+from benchmarks import cas, freshness, growing, learner, releases, shard_path, sizes
 from benchmarks.apart import apart
 from benchmarks.items import Item, at_least, shown
 from daemon import servers
@@ -48,6 +48,7 @@ class Bench:
             "snapshot": lambda: apart(sizes.snapshot, self._folder),
             "restore": lambda: apart(sizes.restored, self._folder),
             "state": lambda: apart(sizes.memory),
+            "growing": lambda: apart(growing.measure) + apart(growing.roomy),
             "learner": lambda: apart(_learner),
         }
 

@@ -12,7 +12,7 @@ from actors.encode import set_current
 from actors.graphs import described, files
 from actors.snapshot import write_folder
 from learning import encoders, export
-from learning.config import GruConfig
+from learning.config import EncoderConfig, GruConfig
 from learning.encoders.base import Encoder
 from schemas.published import Manifest
 from schemas.records import I64, Decoded, Field, FieldType, Rows, StreamConfig, category_hash
@@ -103,20 +103,28 @@ def history(entities: int = ENTITIES) -> Decoded:
     return Decoded(rows, whose, np.zeros(n, np.bool_), np.zeros(n, np.int64))
 
 
-def untrained(seed: int) -> Encoder:
+def untrained(
+    seed: int, encoder: EncoderConfig = ENCODER, stream: StreamConfig = STREAM
+) -> Encoder:
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    return encoders.build(ENCODER, STREAM.shape).eval()
+    return encoders.build(encoder, stream.shape).eval()
 
 
-def release(releases: Path, number: int) -> None:
+def release(
+    releases: Path,
+    number: int,
+    encoder: EncoderConfig = ENCODER,
+    stream: StreamConfig = STREAM,
+) -> None:
     """Writes an untrained release and names it as current."""
-    graphs = export.export(untrained(number), {"release": str(number)})
+    graphs = export.export(untrained(number, encoder, stream), {"release": str(number)})
     manifest = Manifest(
-        stream="bench", release=number, generation=1, created_us=number, dim=ENCODER.dim,
-        window=ENCODER.window, entity=STREAM.entity, time=STREAM.time, time_unit=STREAM.time_unit,
-        fields=STREAM.field, numbers=NUMBERS, categories=CATEGORIES,
-        session_gap_us=STREAM.shape.session_gap_us, state=ENCODER.state,
+        stream="bench", release=number, generation=1, created_us=number, dim=encoder.dim,
+        window=encoder.window, entity=stream.entity, time=stream.time, time_unit=stream.time_unit,
+        fields=stream.field, numbers=tuple(f.name for f in stream.numbers),
+        categories=tuple(f.name for f in stream.categories),
+        session_gap_us=stream.shape.session_gap_us, state=encoder.state,
         **described(graphs),
     )  # fmt: skip
     write_folder(releases, str(number), files(graphs), lambda: msgspec.to_builtins(manifest))
