@@ -27,7 +27,7 @@ from benchmarks.apart import apart
 from benchmarks.items import Item, at_least, at_most, shown
 from learning.config import NextInteractionConfig, ReplayConfig, TemporalAttentionConfig
 from learning.edges import EdgeReplay
-from schemas.records import StreamConfig, Windows
+from schemas.records import StreamConfig, Told, Windows
 from tests.fake_sink import MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource
 
@@ -100,6 +100,8 @@ class Nowhere(MemorySink):
 class Replica:
     """The learner's replica of the graph, without its learning."""
 
+    processes = 0
+
     def __init__(self) -> None:
         config = ReplayConfig(max_bytes=REPLICA_MB << 20)
         self.replay = EdgeReplay(config, STREAM.shape, ENCODER.window, NextInteractionConfig())
@@ -110,6 +112,10 @@ class Replica:
         return True
 
     def poll(self) -> None: ...
+
+    def describe(self, told: Told) -> bool:
+        del told
+        return True
 
     def forget(self, entities: list[int]) -> int:
         return len(entities)

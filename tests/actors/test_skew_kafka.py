@@ -13,7 +13,7 @@ from actors.group import Group
 from actors.shard import Ports, Shard, ShardConfig
 from actors.snapshot import epoch_of
 from actors.source import KafkaSource, SourceConfig
-from schemas.records import Windows
+from schemas.records import Told, Windows
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters
 from tests.helpers import client_threads, eventually
@@ -35,6 +35,8 @@ def collected() -> Iterator[None]:
 class Seen:
     """A learner's port: of which group windows came, and the newest time in them, in order."""
 
+    processes = 0
+
     def __init__(self) -> None:
         self.at: list[tuple[int, int]] = []
 
@@ -44,6 +46,10 @@ class Seen:
         return True
 
     def poll(self) -> None: ...
+
+    def describe(self, told: Told) -> bool:
+        del told
+        return True
 
     def forget(self, entities: list[int]) -> int:
         return len(entities)
@@ -88,7 +94,8 @@ def test_a_backlog_enters_the_state_in_step(
             worst = max(worst, at[0] - max(at[1], START))
         return [int(g.state.count.sum()) for g in groups] == [FAST, SLOW, 0]
 
-    eventually(read, 60.0, "all records")
+    with closing(shard):
+        eventually(read, 60.0, "all records")
     bound = 7 * DAY
     assert worst <= bound if max_skew_s else worst > bound
 
@@ -98,4 +105,3 @@ def test_a_backlog_enters_the_state_in_step(
         if at[1] < START + (SLOW - 1) * 60:
             ahead = max(ahead, at[0] - at[1])
     assert ahead <= bound + 2 * 500 * 60 if max_skew_s else ahead > bound
-    shard.close()
