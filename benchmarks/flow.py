@@ -116,9 +116,11 @@ def release(
     number: int,
     encoder: EncoderConfig = ENCODER,
     stream: StreamConfig = STREAM,
+    module: Encoder | None = None,
 ) -> None:
-    """Writes an untrained release and names it as current."""
-    graphs = export.export(untrained(number, encoder, stream), {"release": str(number)})
+    """Writes a release, an untrained one unless told, and names it as current."""
+    module = module or untrained(number, encoder, stream)
+    graphs = export.export(module, {"release": str(number)})
     manifest = Manifest(
         stream="bench", release=number, generation=1, created_us=number, dim=encoder.dim,
         window=encoder.window, entity=stream.entity, time=stream.time, time_unit=stream.time_unit,
