@@ -21,8 +21,8 @@ from schemas.errors import SettingsError
 from schemas.records import (
     F64,
     I64,
-    NEIGHBOUR,
     OFFSET_BITS,
+    TOMBSTONE,
     Bool,
     Decoded,
     Rows,
@@ -263,7 +263,7 @@ class State:
         slow = late | (
             self.graves[slots] & self.dead[slots, (self.placed[slots] - 1) % self.window]
         )
-        stones = rows.missing[:, NEIGHBOUR]
+        stones = rows.missing[:, TOMBSTONE]
         if stones.any():
             slow[np.repeat(np.arange(len(slots)), lengths)[stones]] = True
         return np.asarray(slow)
