@@ -447,7 +447,7 @@ class State:
             rows.missing[lonely], valid[lonely] = True, False
         else:
             rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
-        flat = contributions(rows.numbers.reshape(-1, self.shape.numbers))
+        flat = contributions(rows.numbers.reshape(valid.size, self.shape.numbers))
         flat[:, 1] = (
             np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us
         ).ravel()

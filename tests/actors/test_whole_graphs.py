@@ -7,8 +7,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from actors.decode import DecodeConfig, make_decoder
 from actors.encode import Release
 from actors.shard import Shard
+from actors.state import State
 from learning.config import GraphIsomorphismConfig
 from schemas.records import Field, FieldType, StreamConfig, category_hash
 from tests.fake_sink import MemoryServer
@@ -167,3 +169,22 @@ def test_the_learner_is_offered_windows_of_live_edges(tmp_path: Path, releases: 
         case = next(f"g{i}" for i in range(6) if category_hash(f"g{i}") == entity)
         found = last.rows.time_us[last.offsets[g] : last.offsets[g + 1]] // 1_000_000
         assert found.tolist() == [e["at"] for e in naive(records, case)]
+
+
+@pytest.mark.parametrize("kind", ["whole graphs", "events"])
+def test_a_stream_without_numbers_has_windows_too(kind: str) -> None:
+    stream = StreamConfig(entity="case", time="at", field=(Field("src", FieldType.category),))
+    if kind == "whole graphs":
+        stream = StreamConfig(
+            entity="case", time="at", kind="graph", unit="graph", source="src", neighbour="dst"
+        )
+    decoder = make_decoder(stream, DecodeConfig())
+    values = [edge("a", "x", "y", 10**6 + i).value for i in range(3)]
+    decoded, bad = decoder.decode(0, np.arange(3), np.arange(3), [None] * 3, values)
+    assert not bad
+    state = State(stream.shape, 8, 0, 4)
+    state.apply(decoded)
+    windows = state.windows(np.array([0]))
+    assert windows.rows.numbers.shape == (3, 0)
+    assert windows.rows.categories[:, 0].tolist() == [category_hash("x")] * 3
+    assert windows.totals.tolist() == [[0.0, 1.0]]

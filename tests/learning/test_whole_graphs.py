@@ -293,6 +293,15 @@ def test_held_out_graphs_and_empty_ones_are_not_learnt_from():
     assert set(learner.replay.entities) - set(windows.entity) == {5001 * 7919}
 
 
+def test_a_graph_that_lost_edges_has_no_new_ones():
+    learner, rng = Learner(CONFIG, ENCODER, SHAPE), np.random.default_rng(13)
+    learner.share = 0.0
+    rows = random_edges(rng, 12)
+    for live, new in ((8, 8), (10, 2), (7, 0), (9, 2)):
+        window = windows_of([rows.take(np.arange(live))])
+        assert learner.receive(window) == new
+
+
 def test_it_learns_to_tell_graphs_apart():
     """Rings, stars and cliques of several sizes, with looks of a fifth of the edges gone."""
     rng, learner = np.random.default_rng(11), Learner(CONFIG, undirected(window=32), SHAPE)
