@@ -202,7 +202,7 @@ def _check_kind(s: Settings) -> None:
 
 
 def _names(configs: Sequence[type[msgspec.Struct]]) -> str:
-    """ "a", "b" or "c"."""
+    """As "a", "b" or "c"."""
     *most, last = [f'"{_tag(config)}"' for config in configs]
     return f"{', '.join(most)} or {last}" if most else last
 

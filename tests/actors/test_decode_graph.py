@@ -41,7 +41,7 @@ GRAPH = StreamConfig(
         Field("size", FieldType.number, "is.size", default=1.0),
     ),
 )
-WHOLE = msgspec.structs.replace(GRAPH, unit="graph", entity="case", source="from")
+WHOLE = msgspec.structs.replace(GRAPH, unit="graph", entity="case", source="from", node=())
 T0 = 1_700_000_000_000_000
 AVRO = {
     "type": "record",
@@ -260,6 +260,17 @@ def test_a_graph_needs_no_fields() -> None:
         ({"kind": "graph", "neighbour": "b", "unit": "graph"}, "stream.source is missing"),
         ({"kind": "graph", "neighbour": "b", "source": "c"}, "Remove stream.source, or set"),
         ({"kind": "graph", "neighbour": "b", "unit": "graph", "source": "b"}, "'b' is named twice"),
+        (
+            {
+                "kind": "graph",
+                "neighbour": "b",
+                "unit": "graph",
+                "source": "c",
+                "op": "o",
+                "node": (Field("x", FieldType.number),),
+            },
+            "stream.node is for graphs whose nodes",
+        ),
         ({"unit": "graph", "field": (Field("x", FieldType.number),)}, 'Set stream.kind = "graph"'),
         ({"source": "b", "field": (Field("x", FieldType.number),)}, "stream.source is for"),
         *(
