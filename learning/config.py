@@ -187,7 +187,7 @@ class GraphClConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag=
     node_drop: Share = 0.2  # nodes that go with all their edges
     subgraph: Share = 0.2  # nodes that go, all but a random walk's
     field_mask: Share = 0.2  # values of the edges' fields that are shown as missing
-    temperature: Positive = 0.5
+    temperature: Positive = 0.2
     projection: Annotated[int, Meta(ge=2, le=4096)] = 64  # width of the head's output
 
     def __post_init__(self) -> None:
