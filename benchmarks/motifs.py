@@ -30,7 +30,7 @@ STREAM = StreamConfig(
     kind="graph", unit="graph", entity="case", source="a", neighbour="b", time="at", time_unit="us"
 )
 ENCODER = GraphIsomorphismConfig(dim=64, hidden=64, window=64, rounds=4)
-LEARNER = LearnerConfig(objective=(GraphClConfig(),), learning_rate=1e-3, updates_per_record=0.01)
+LEARNER = LearnerConfig(objective=(GraphClConfig(),), learning_rate=5e-4, updates_per_record=0.006)
 GRAPHS, CROWD = 2000, 200  # graphs in all, and about how many grow at once
 SEEDS = (0, 1, 2)
 BATCH, SAMPLED = 2048, 64

@@ -63,7 +63,7 @@ def test_a_pass_ends_with_a_vector_of_each_graph_and_counts_know_nothing() -> No
     encoder = msgspec.structs.replace(motifs.ENCODER, dim=8, hidden=8, rounds=2)
     done = motifs.one_pass(data, 0, encoder)
     assert done.vectors.shape == (240, 8)
-    assert done.updates == len(data.case) // 100
+    assert done.updates == int(len(data.case) * motifs.LEARNER.updates_per_record)
     np.testing.assert_allclose(np.linalg.norm(done.vectors, axis=1), 1.0, atol=1e-5)
     lengths = np.bincount(data.case)
     assert np.diff(done.windows.offsets).tolist() == lengths.tolist()
