@@ -15,6 +15,7 @@ from actors.times import LIMIT_US, NOTHING, Instants, instants_of, to_us
 from schemas.errors import SettingsError
 from schemas.records import (
     DIRECTION,
+    ENDS,
     F32,
     F64,
     I64,
@@ -102,9 +103,8 @@ def assemble(stream: StreamConfig, columns: Columns, n: int, max_entity_bytes: i
 
 
 def _edges(stream: StreamConfig, columns: Columns, table: Table, limit: int) -> None:
-    """Far nodes, removals, and what records say of nodes."""
+    """Ends of edges, removals, and what records say of nodes."""
     rows, n = table.rows, len(table.rows)
-    rows.numbers[:, DIRECTION] = 1.0
     removed = upsert = np.zeros(n, np.bool_)
     if stream.op:
         op, absent = columns.categories(stream.op)
@@ -112,6 +112,12 @@ def _edges(stream: StreamConfig, columns: Columns, table: Table, limit: int) -> 
         more = ', or "node" for what is said of a node' if stream.node else ""
         reason = f'{stream.op!r}: an edge\'s op is "add", "remove", or nothing{more}'
         table.flag(~absent & ~removed & ~upsert & (op != ADD), "bad_op", reason)
+    if stream.whole:  # names of nodes are hashes, and nobody's keys
+        for path in (stream.source, stream.neighbour):
+            _entities(table, columns.entities(path), path, limit)
+        rows.missing[:, ENDS] = removed[:, None]
+        return
+    rows.numbers[:, DIRECTION] = 1.0
     names = columns.entities(stream.neighbour)
     nodes = np.flatnonzero(upsert).tolist()
     if nodes:

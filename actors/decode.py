@@ -108,7 +108,7 @@ class Decoder:
             before = len(entities)
             rows, entities, order, at = self._merge(rows, entities, at, gone, keys, bad)
             deleted = order >= before
-            if self._stream.graph:
+            if self._stream.nodes:
                 far = [*far, *[""] * (len(order) - before)]
                 far = [far[i] for i in order.tolist()]
             if features is not None:

@@ -74,7 +74,7 @@ class Arrow:
     def _table(self, batch: pa.RecordBatch) -> Table:
         columns = _Batch(batch, self._flags, self._hashes)
         s = self._stream
-        for path in filter(None, (s.entity, s.time, "" if s.node else s.neighbour)):
+        for path in filter(None, (s.entity, s.time, s.source, "" if s.node else s.neighbour)):
             if columns.at(path) is None:
                 raise Rejected("wrong_columns", f"no column {path!r}")
         return assemble(self._stream, columns, batch.num_rows, self._config.max_entity_bytes)

@@ -30,7 +30,8 @@ class Avro:
         tree(self._leaves)
         self._schema = load_schema(config.avro_schema)
         names = {field["name"] for field in self._schema["fields"]}
-        for path in filter(None, (stream.entity, stream.time, stream.neighbour, stream.op)):
+        named = (stream.entity, stream.time, stream.source, stream.neighbour, stream.op)
+        for path in filter(None, named):
             if path.split(".")[0] not in names:
                 raise SettingsError(
                     f"stream: decode.avro_schema {config.avro_schema} has no field "

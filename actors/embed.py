@@ -62,8 +62,13 @@ class Releases:
     def _warm(self, release: Release) -> None:
         """The first run of a session allocates: not in the stream's time."""
         m = release.manifest
-        n = tuple(len(names) for names in (m.node_numbers, m.node_categories))
-        shape = Shape(len(m.numbers), len(m.categories), m.session_gap_us, False, False, *n)
+        shape = Shape(
+            len(m.numbers),
+            len(m.categories),
+            m.session_gap_us,
+            node_numbers=len(m.node_numbers),
+            node_categories=len(m.node_categories),
+        )
         state = State(shape, 2, m.state, 1)
         state.placed[0] = state.count[0] = 1
         rows, totals = state.padded(np.zeros(CHUNK, np.int64), np.ones(CHUNK, np.int64))

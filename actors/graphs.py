@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.encode import file_of, session
-from schemas.published import OF_EDGES, OF_NODES, OF_RECORDS, Input
+from schemas.published import ANCHORS, OF_NODES, Input
 from schemas.records import StreamConfig, Windows
 
 if TYPE_CHECKING:
@@ -89,5 +89,5 @@ def of_stream(stream: StreamConfig) -> dict[str, Any]:
         "node_numbers": tuple(f.name for f in stream.node_numbers),
         "node_categories": tuple(f.name for f in stream.node_categories),
         "session_gap_us": stream.shape.session_gap_us,
-        "anchor": OF_EDGES + of_nodes if stream.graph else OF_RECORDS,
+        "anchor": ANCHORS[stream.shape.unit] + of_nodes,
     }

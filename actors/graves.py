@@ -1,9 +1,10 @@
-"""Removed edges in the rings of a graph's nodes: which rows are dead, and what they take along.
+"""Removed edges in the rings of a graph's nodes, or of whole graphs: which rows are dead, and what they take along.
 
 A tombstone is a row of its own (its neighbour `missing`). A row is live if it is no tombstone and the ring
-holds none of the same neighbour and edge type behind it. Dead rows stay in the ring, and leave it before their
-tombstone does, so that a ring without tombstones has no dead rows: only slots with some come here. All of them
-are done at once: their rows lie flat, in order of (slot, time, position).
+holds none of the same edge behind it: of the same neighbour, or of a whole graph the same two ends, and edge type.
+Dead rows stay in the ring, and leave it before their tombstone does, so that a ring without tombstones has no dead
+rows: only slots with some come here. All of them are done at once: their rows lie flat, in order of (slot, time,
+position).
 
 Shapes: S slots, L rows of a ring, N rows of all S slots, K running totals."""
 
@@ -12,7 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schemas.records import EDGE_TYPE, F64, I64, NEIGHBOUR, Bool, Rows, Shape, contributions
+from schemas.records import (
+    EDGE_TYPE,
+    ENDS,
+    F64,
+    I64,
+    NEIGHBOUR,
+    TOMBSTONE,
+    Bool,
+    Rows,
+    Shape,
+    contributions,
+)
 
 if TYPE_CHECKING:
     from actors.state import State
@@ -24,10 +36,16 @@ FAR = np.iinfo(np.int64).max
 
 def edges(rows: Rows, owner: I64, shape: Shape) -> tuple[I64, ...]:
     """What two rows of one edge have in common: keys for `lexsort`, the first counts most."""
-    keys = [owner, rows.categories[:, NEIGHBOUR]]
+    keys = [owner]
+    if shape.whole:  # between the same two nodes, whichever is the source
+        ends = np.sort(rows.categories[:, ENDS], axis=1)
+        keys += [ends[:, 0], ends[:, 1]]
+    else:
+        keys.append(rows.categories[:, NEIGHBOUR])
     if shape.typed:
-        untyped = rows.missing[:, EDGE_TYPE]
-        keys += [untyped.astype(np.int64), np.where(untyped, 0, rows.categories[:, EDGE_TYPE])]
+        at = EDGE_TYPE + shape.whole
+        untyped = rows.missing[:, at]
+        keys += [untyped.astype(np.int64), np.where(untyped, 0, rows.categories[:, at])]
     return tuple(keys)
 
 
@@ -86,7 +104,7 @@ def bury(
     rows = rows.take(order)
     owner = owner[order]
     was_live, inside, known, fresh = (x[order] for x in (was_live, inside, known, fresh))
-    tombstone = rows.missing[:, NEIGHBOUR]
+    tombstone = rows.missing[:, TOMBSTONE]
     following = next_tombstone(rows, owner, tombstone & inside, shape)
     # what leaves the ring before its tombstone comes counts for ever, however records are batched
     reached = (following < len(rows)) & ((following - np.arange(len(rows)) < window) | ~inside)
@@ -269,9 +287,9 @@ def mark_dead(state: "State") -> None:
     for lo in range(0, len(state.names), CHUNK):
         there = slice(lo, min(lo + CHUNK, len(state.names)))
         in_ring = np.arange(state.window) < state.placed[there, None]
-        stones = state.rows.missing[there, :, NEIGHBOUR] & in_ring
+        stones = state.rows.missing[there, :, TOMBSTONE] & in_ring
         slots = lo + np.flatnonzero(stones.any(1))
         rows, owner, at = flat(state, slots)
-        stone = rows.missing[:, NEIGHBOUR]
+        stone = rows.missing[:, TOMBSTONE]
         state.dead[at] = stone | (next_tombstone(rows, owner, stone, state.shape) < len(rows))
         state.graves[slots] = True

@@ -305,7 +305,7 @@ class Group:
     def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:
         state = self.state
         names = [state.names[slot] or "" for slot in slots.tolist()]
-        edges = _edges(state, slots) if state.shape.graph else []
+        edges = _edges(state, slots) if state.shape.unit == "node" else []
         time_us = state.last_us[slots]
         if state.nodes is not None:
             time_us = np.maximum(time_us, state.nodes.said_us(state.hashes(slots)))

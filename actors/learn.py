@@ -23,7 +23,7 @@ import torch
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
 from actors.snapshot import Folder, folders, newest, prune, write_file, write_folder
-from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfig
+from learning.config import EncoderConfig, LearnerConfig
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from schemas.errors import SnapshotError
@@ -40,7 +40,7 @@ Part = tuple[int, list[int], Windows]
 
 
 def learner_of(config: LearnerConfig, encoder: EncoderConfig, shape: Shape, device: str) -> Learner:
-    make = GraphLearner if isinstance(encoder, TemporalAttentionConfig) else Learner
+    make = GraphLearner if shape.unit == "node" else Learner
     return make(config, encoder, shape, device=device)
 
 
@@ -165,7 +165,7 @@ class Learn:
             if mark is not None and all(map(int.__le__, positions, mark)):
                 self._skipped("stale", len(windows))
                 continue
-            if mark is not None and self._learner.shape.graph:
+            if mark is not None and self._learner.shape.unit == "node":
                 windows = self._beyond(windows, mark)
                 positions = list(map(max, positions, mark))
             self._marks[group] = positions

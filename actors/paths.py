@@ -63,7 +63,8 @@ Tree = dict[str, "Tree | Leaf"]
 def leaves(stream: StreamConfig) -> dict[str, Leaf]:
     """By path. A path that is used twice must hold what both uses allow."""
     uses = [(stream.entity, "entity"), (stream.time, stream.time_unit)]
-    edge = ((stream.neighbour, "entity"), (stream.op, "text"), (stream.edge_type, "category"))
+    edge = [(stream.source, "entity"), (stream.neighbour, "entity")]
+    edge += [(stream.op, "text"), (stream.edge_type, "category")]
     uses += [(path, kind) for path, kind in edge if path]
     for field in stream.inputs:
         kind = stream.time_unit if field.type is FieldType.time else str(field.type)

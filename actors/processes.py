@@ -165,7 +165,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.state
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
     config, mirror = spec.source, None
-    if spec.stream.graph and spec.groups > 1:
+    if spec.stream.nodes and spec.groups > 1:
         config = config.with_mirror(spec.name)
         mirror = KafkaMirror(config, spec.name)
     source = KafkaSource(config, spec.name, spec.groups)
@@ -185,7 +185,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         group.quarantine = Quarantine(group.folder, source.topics)
         if spec.source.checks_partition:
             group.partitions = spec.groups
-        if spec.stream.graph:
+        if spec.stream.nodes:
             group.join(spec.groups)
     sink = RedisSink(spec.redis, spec.name)
     try:

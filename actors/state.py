@@ -21,8 +21,8 @@ from schemas.errors import SettingsError
 from schemas.records import (
     F64,
     I64,
-    NEIGHBOUR,
     OFFSET_BITS,
+    TOMBSTONE,
     Bool,
     Decoded,
     Rows,
@@ -263,7 +263,7 @@ class State:
         slow = late | (
             self.graves[slots] & self.dead[slots, (self.placed[slots] - 1) % self.window]
         )
-        stones = rows.missing[:, NEIGHBOUR]
+        stones = rows.missing[:, TOMBSTONE]
         if stones.any():
             slow[np.repeat(np.arange(len(slots)), lengths)[stones]] = True
         return np.asarray(slow)
@@ -447,7 +447,7 @@ class State:
             rows.missing[lonely], valid[lonely] = True, False
         else:
             rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
-        flat = contributions(rows.numbers.reshape(-1, self.shape.numbers))
+        flat = contributions(rows.numbers.reshape(valid.size, self.shape.numbers))
         flat[:, 1] = (
             np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us
         ).ravel()

@@ -168,7 +168,7 @@ class App:
         """What must hold before anything is started."""
         settings = self.settings
         self._groups = partitions(settings.source)
-        if settings.stream.graph and self._groups > 1:
+        if settings.stream.nodes and self._groups > 1:
             partitions(settings.source.with_mirror(settings.name))
         known = settings.folder / "groups"
         before = int(known.read_text()) if known.exists() else self._groups

@@ -57,7 +57,7 @@ class Backfill:
     def run(self) -> None:
         settings = self._settings
         groups = partitions(settings.source)
-        if settings.stream.graph and groups > 1:
+        if settings.stream.nodes and groups > 1:
             raise SettingsError(
                 f'stream.kind is "graph" and the stream has {groups} partitions: their groups learn of each '
                 "other's edges through Kafka, which files do not pass. Produce the history into the topic."
@@ -130,7 +130,7 @@ class Backfill:
             )
             for n in left
         ]
-        if s.stream.graph:
+        if s.stream.nodes:
             for group in opened:
                 group.join(groups)
         ports = Ports(

@@ -104,7 +104,7 @@ class Reader:
         if not graph:
             raise AfreshError(
                 f"{self._stream!r} scores no pairs: its release {int(release)} has no graph for it. Only streams "
-                'with stream.kind = "graph" do.'
+                'whose nodes are embedded do (stream.kind = "graph", stream.unit = "node").'
             )
         if hashlib.sha256(graph).hexdigest() != wanted:
             raise AfreshError(

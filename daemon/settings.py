@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,7 @@ from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
-from learning.config import (
-    EncoderConfig,
-    GruConfig,
-    LearnerConfig,
-    NextInteractionConfig,
-    TemporalAttentionConfig,
-)
+from learning.config import FITTING, EncoderConfig, GruConfig, LearnerConfig
 from schemas.errors import AfreshError, SettingsError
 from schemas.records import StreamConfig
 
@@ -137,8 +132,9 @@ def _of_its_kind(raw: Any) -> Any:
     """With what a graph's encoder and objective are where nothing is said of them."""
     stream, learner = raw.get("stream"), raw.setdefault("learner", {})
     if isinstance(stream, dict) and stream.get("kind") == "graph" and isinstance(learner, dict):
-        raw.setdefault("encoder", {"name": _tag(TemporalAttentionConfig())})
-        learner.setdefault("objective", [{"name": _tag(NextInteractionConfig())}])
+        encoders, objectives = FITTING["graph" if stream.get("unit") == "graph" else "node"]
+        raw.setdefault("encoder", {"name": _tag(encoders[0])})
+        learner.setdefault("objective", [{"name": _tag(objectives[0])}])
     return raw
 
 
@@ -170,10 +166,11 @@ def check(settings: Settings) -> None:
 
 def _check_graph(s: Settings) -> None:
     _check_kind(s)
-    if not s.stream.graph:
+    if not s.stream.nodes:
         if s.source.mirror_topic:
+            found = 'stream.unit is "graph"' if s.stream.whole else 'stream.kind is "events"'
             raise SettingsError(
-                'source.mirror_topic is for graphs, and stream.kind is "events". Remove it.'
+                f"source.mirror_topic is for graphs whose nodes are embedded, and {found}. Remove it."
             )
         return
     s.source.with_mirror(s.name)
@@ -185,24 +182,32 @@ def _check_graph(s: Settings) -> None:
 
 
 def _check_kind(s: Settings) -> None:
-    """Encoder and objectives are of the stream's kind."""
-    kind, graph = s.stream.kind, s.stream.graph
-    if isinstance(s.encoder, TemporalAttentionConfig) != graph:
-        encoders = '"temporal_attention"' if graph else '"gru" or "linear_recurrence"'
+    """Encoder and objectives are of the stream's kind and unit."""
+    unit = s.stream.shape.unit
+    encoders, objectives = FITTING[unit]
+    kind = f'stream.kind is "{s.stream.kind}"'
+    if s.stream.graph:
+        kind += f' and stream.unit "{unit}"'
+    if not isinstance(s.encoder, encoders):
         raise SettingsError(
-            f'encoder.name is "{_tag(s.encoder)}" and stream.kind is "{kind}", whose encoder is {encoders}. '
+            f'encoder.name is "{_tag(type(s.encoder))}" and {kind}, whose encoder is {_names(encoders)}. '
             "Change one of them."
         )
     for objective in s.learner.objective if s.learner.enabled else ():
-        if isinstance(objective, NextInteractionConfig) != graph:
-            objectives = '"next_interaction"' if graph else '"coles", "vicreg", "bag" or "mlem"'
+        if not isinstance(objective, objectives):
             raise SettingsError(
-                f'learner.objective is "{_tag(objective)}" and stream.kind is "{kind}", which learns by '
-                f"{objectives}. Name that in [[learner.objective]]."
+                f'learner.objective is "{_tag(type(objective))}" and {kind}, which learns by '
+                f"{_names(objectives)}. Name that in [[learner.objective]]."
             )
 
 
-def _tag(config: msgspec.Struct) -> str:
+def _names(configs: Sequence[type[msgspec.Struct]]) -> str:
+    """As "a", "b" or "c"."""
+    *most, last = [f'"{_tag(config)}"' for config in configs]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _tag(config: type[msgspec.Struct]) -> str:
     return str(config.__struct_config__.tag)
 
 

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.errors import SettingsError
+from schemas.records import Unit
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -84,7 +85,24 @@ class TemporalAttentionConfig(
             raise refuse("encoder.hidden", self.hidden, f"it must be a multiple of {self.heads}")
 
 
-EncoderConfig = GruConfig | LinearRecurrenceConfig | TemporalAttentionConfig
+class GraphIsomorphismConfig(
+    EncoderBase, frozen=True, forbid_unknown_fields=True, tag="graph_isomorphism"
+):
+    """Message passing over the edges of a whole graph: `name = "graph_isomorphism"`."""
+
+    window: Annotated[int, Meta(ge=4, le=256)] = 64  # a graph's newest edges; memory is its square
+    rounds: Annotated[int, Meta(ge=1, le=16)] = 3  # a node knows what is so many edges away
+    directed: bool = False  # which end is an edge's source is an input
+
+    @property
+    def state(self) -> int:
+        """Nothing recurs."""
+        return 0
+
+
+EncoderConfig = (
+    GruConfig | LinearRecurrenceConfig | TemporalAttentionConfig | GraphIsomorphismConfig
+)
 
 
 class ObjectiveBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
@@ -160,7 +178,45 @@ class NextInteractionConfig(
         return 2 + self.historical + self.matched + self.random
 
 
-ObjectiveConfig = ColesConfig | VicregConfig | BagConfig | MlemConfig | NextInteractionConfig
+class GraphClConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="graphcl"):
+    """Contrast of two augmented looks at a whole graph with those at other graphs.
+
+    Each look is changed in one way, drawn among those that are above 0."""
+
+    edge_drop: Share = 0.2  # edges that go
+    node_drop: Share = 0.2  # nodes that go with all their edges
+    subgraph: Share = 0.2  # nodes that go, all but a random walk's
+    field_mask: Share = 0.2  # values of the edges' fields that are shown as missing
+    temperature: Positive = 0.2
+    projection: Annotated[int, Meta(ge=2, le=4096)] = 64  # width of the head's output
+
+    def __post_init__(self) -> None:
+        for key in AUGMENTATIONS:
+            if getattr(self, key) >= 1:
+                raise refuse(
+                    f"learner.objective.{key}", 1, "it must be below 1, or nothing is left"
+                )
+        if not any(getattr(self, key) for key in AUGMENTATIONS):
+            raise refuse(
+                "learner.objective.edge_drop", 0, f"one of {AUGMENTATIONS} must be above 0"
+            )
+
+
+AUGMENTATIONS = ("edge_drop", "node_drop", "subgraph", "field_mask")
+
+ObjectiveConfig = (
+    ColesConfig | VicregConfig | BagConfig | MlemConfig | NextInteractionConfig | GraphClConfig
+)
+
+FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBase], ...]]] = {
+    "events": (
+        (GruConfig, LinearRecurrenceConfig),
+        (ColesConfig, VicregConfig, BagConfig, MlemConfig),
+    ),
+    "node": ((TemporalAttentionConfig,), (NextInteractionConfig,)),
+    "graph": ((GraphIsomorphismConfig,), (GraphClConfig,)),
+}
+"""Encoders and objectives of each unit; the first of either is what a graph's settings have by default."""
 
 
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

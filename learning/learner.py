@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learning import encoders, learner_state, objectives
+from learning import encoders, kinds, learner_state, objectives
 from learning.config import EncoderConfig, LearnerConfig, refuse
 from learning.contract import Batch, Needs, Objective, Update
 from learning.encoders.base import Encoder
 from learning.held_out import MOST, held_out, lowered
-from learning.kinds.events import Events, pad, subset
+from learning.kinds.events import pad, subset
 from learning.quality import effective_rank, uniformity
 from learning.replay import Replay
 from learning.running import Admission, Moments, clip_bounds
@@ -98,7 +98,7 @@ class Learner:
     def _remember(self) -> None:
         """What is learnt from, and what is held out of it."""
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
-        self.kind: Any = Events(shape, self.encoder_config)
+        self.kind: Any = kinds.build(shape, self.encoder_config, self.config)
         self.replay: Any = Replay(c, shape, window)
         self.held: Any = learner_state.held_store(c, shape, window)
 
@@ -119,6 +119,8 @@ class Learner:
     def receive(self, windows: Windows) -> int:
         """Takes windows in; returns how many records were new. Held-out entities are kept apart."""
         self.received += len(windows)
+        if len(empty := np.flatnonzero(np.diff(windows.offsets) == 0)):  # graphs without live edges
+            windows = subset(windows, np.delete(np.arange(len(windows)), empty))
         apart = held_out(windows.entity, self.share)
         self.held.add(subset(windows, np.flatnonzero(apart)), self.rng)
         windows = subset(windows, np.flatnonzero(~apart))
@@ -129,8 +131,8 @@ class Learner:
         n = np.diff(windows.offsets)
         before_end = np.repeat(windows.offsets[1:], n) - np.arange(len(windows.rows))
         fresh = before_end <= np.repeat(new, n)
-        rows = windows.rows
-        self.admission.add(rows.categories[fresh], rows.missing[fresh])
+        rows, own = windows.rows, self.encoder.own_categories
+        self.admission.add(rows.categories[fresh][:, own], rows.missing[fresh][:, own])
         sample = subset(windows, np.arange(min(NORMALISER_WINDOWS, len(windows))))
         view = moved(pad(sample, self.encoder_config.state), self.device)
         self.moments.add(self.encoder.fields, view)

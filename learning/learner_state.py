@@ -55,8 +55,10 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
         "shape": msgspec.to_builtins(learner.shape),
         "objectives": learner.names,
     }
+    # fields that came to the shape later have their defaults
+    saved = {**meta, "shape": msgspec.to_builtins(msgspec.convert(meta["shape"], Shape))}
     for key, value in wanted.items():
-        if meta[key] != value:
+        if saved[key] != value:
             raise SnapshotError(
                 f"The learner's snapshot has {key} {meta[key]}, the settings say {value}. "
                 "Restore the settings, or start with a new state folder."

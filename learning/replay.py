@@ -25,6 +25,7 @@ class Replay:
         slot = window * shape.row_bytes + 8 * shape.totals + 50
         self._config = config
         self._window = window
+        self._falls = shape.graph  # counts may: removed edges do not count
         self.slots = max(2, config.max_bytes // slot)
         self._rows = Rows(  # np.empty: memory is taken as slots are used
             np.empty(self.slots * window, np.int64),
@@ -63,7 +64,8 @@ class Replay:
         era = count // self._window
         key = self._keys(windows.entity, era)
         seen = np.maximum(self._count_of(key), self._count_of(self._keys(windows.entity, era - 1)))
-        seen[seen > count] = 0  # a key's older era, or an entity that began anew
+        # a key's older era, or an entity that began anew; a graph has lost edges
+        seen = np.minimum(seen, count) if self._falls else np.where(seen > count, 0, seen)
         last = _last_of_each(key)
         self._put(last, key, count, self._slots_for(key[last], rng), windows)
         return np.clip(count - seen, 0, n)

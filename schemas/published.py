@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from schemas.records import Field
+from schemas.records import Field, Unit
 
 
 def current_key(stream: str) -> str:
@@ -33,9 +33,11 @@ EDGE = np.dtype([("time_us", "<i8"), ("neighbour", "<i8"), ("direction", "<f4")]
 
 OF_RECORDS = "w = n if n < L/2 else L/2 + n mod (L/2); newest w rows by (time, topic, offset)"
 OF_EDGES = "of the newest L rows of the node by (time, topic, offset) the edges that no row among them removes"
+OF_GRAPHS = "of the newest L rows of the graph by (time, topic, offset) the edges that no row among them removes"
 OF_NODES = (
     "; with what was said last of the node and of each edge's far node, by (time, topic, offset)"
 )
+ANCHORS: dict[Unit, str] = {"events": OF_RECORDS, "node": OF_EDGES, "graph": OF_GRAPHS}
 
 
 class Input(msgspec.Struct, frozen=True):

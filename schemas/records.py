@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from itertools import compress
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -32,11 +32,21 @@ NEIGHBOUR, EDGE_TYPE = 0, 1
 """Of a graph's `categories`: the far node's name, and the edge's type where the stream names one.
 
 A row whose neighbour is `missing` is a tombstone: the edge of this hash (and type) was removed."""
+ENDS = slice(0, 2)
+"""Of `categories` where an entity is a whole graph: the edge's source and neighbour, then its type. Both ends
+of a tombstone are `missing`."""
+TOMBSTONE = 0
+"""Of `missing`, whatever the unit: the row removes an edge."""
 RESERVED = ("direction", "neighbour", "edge_type")
 ROW_VIEW = ("time_us", "numbers", "categories", "missing")
 FAR_VIEW = ("far_numbers", "far_categories", "far_missing")
 NODE_VIEW = ("node_numbers", "node_categories", "node_missing")
 """Inputs of an encoder: of each row; of each row's far node; of the node itself."""
+WHOLE_RESERVED = ("source", "neighbour", "edge_type")
+
+
+Unit: TypeAlias = Literal["events", "node", "graph"]
+"""What is embedded: an entity by its records, a node of the one graph, each of many graphs."""
 
 
 class FieldType(StrEnum):
@@ -66,7 +76,9 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time: str
     field: tuple[Field, ...] = ()
     kind: Literal["events", "graph"] = "events"
-    neighbour: str = ""  # graph: path of the far node; `entity` is the edge's source
+    unit: Literal["node", "graph"] = "node"  # graph: what is embedded, and named by `entity`
+    source: str = ""  # unit "graph": path of the edge's first node
+    neighbour: str = ""  # graph: path of the far node; of unit "node" `entity` is the edge's source
     op: str = ""  # graph: path of "add" or "remove"; nothing there is "add"
     edge_type: str = ""  # graph: path of the edge's type
     node: tuple[Field, ...] = ()  # graph: what a record whose op is "node" says of its entity
@@ -83,7 +95,12 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return
         if not names:
             raise SettingsError("stream.field is empty; name at least one input of a record.")
-        for key in ("neighbour", "op", "edge_type", "node"):
+        if self.unit == "graph":
+            raise SettingsError(
+                f'stream.unit is "graph" and stream.kind is "{self.kind}". Set stream.kind = "graph", or '
+                "remove stream.unit."
+            )
+        for key in ("source", "neighbour", "op", "edge_type", "node"):
             if getattr(self, key):
                 raise SettingsError(
                     f'stream.{key} is for edges, and stream.kind is "{self.kind}". Remove it, or set '
@@ -95,12 +112,28 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SettingsError(
                 'stream.kind is "graph" and stream.neighbour is missing: name the path of the far node.'
             )
-        paths = [p for p in (self.entity, self.neighbour, self.time, self.op, self.edge_type) if p]
+        if self.whole and not self.source:
+            raise SettingsError(
+                'stream.unit is "graph" and stream.source is missing: stream.entity names the graph of an edge, '
+                "stream.source and stream.neighbour its two nodes."
+            )
+        if self.source and not self.whole:
+            raise SettingsError(
+                'stream.source is for stream.unit = "graph", and stream.unit is "node", where stream.entity is '
+                "the edge's source. Remove stream.source, or set stream.unit."
+            )
+        every = (self.entity, self.source, self.neighbour, self.time, self.op, self.edge_type)
+        paths = [p for p in every if p]
         twice = sorted({p for p in paths if paths.count(p) > 1})
         if twice:
             raise SettingsError(
-                f"stream: {twice[0]!r} is named twice; entity, neighbour, time, op and edge_type of an edge "
-                "are values of their own."
+                f"stream: {twice[0]!r} is named twice; entity, source, neighbour, time, op and edge_type of an "
+                "edge are values of their own."
+            )
+        if self.node and self.whole:
+            raise SettingsError(
+                'stream.node is for graphs whose nodes are embedded, and stream.unit is "graph". Remove it; '
+                "what is known of the nodes of an edge can be fields of the edge."
             )
         if self.node and not self.op:
             raise SettingsError(
@@ -111,7 +144,8 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         twice = sorted({name for name in of_nodes if of_nodes.count(name) > 1})
         if twice:
             raise SettingsError(f"stream.node: the name {twice[0]!r} is there twice; rename one.")
-        reserved = [name for name in names if name in RESERVED]
+        taken = WHOLE_RESERVED if self.whole else RESERVED
+        reserved = [name for name in names if name in taken]
         if reserved:
             raise SettingsError(
                 f"stream.field: {reserved[0]!r} is a column that every graph has; choose another name."
@@ -122,6 +156,16 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.kind == "graph"
 
     @property
+    def whole(self) -> bool:
+        """An entity is a graph of many edges: a record is a row of it alone."""
+        return self.graph and self.unit == "graph"
+
+    @property
+    def nodes(self) -> bool:
+        """Entities are the nodes of one graph: a record is a row of both its ends."""
+        return self.graph and not self.whole
+
+    @property
     def own_numbers(self) -> tuple[Field, ...]:
         """The stream's fields kept as float32, without a graph's own column."""
         return tuple(field for field in self.field if field.type is not FieldType.category)
@@ -129,14 +173,16 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def numbers(self) -> tuple[Field, ...]:
         """All that is kept as float32, in the order of the columns."""
-        first = (Field(RESERVED[0], FieldType.flag),) if self.graph else ()
+        first = (Field(RESERVED[0], FieldType.flag),) if self.nodes else ()
         return first + self.own_numbers
 
     @property
     def categories(self) -> tuple[Field, ...]:
         first: tuple[Field, ...] = ()
         if self.graph:
-            first = (Field(RESERVED[1], FieldType.category, self.neighbour),)
+            if self.whole:
+                first = (Field(WHOLE_RESERVED[0], FieldType.category, self.source),)
+            first += (Field(RESERVED[1], FieldType.category, self.neighbour),)
             if self.edge_type:
                 first += (Field(RESERVED[2], FieldType.category, self.edge_type),)
         return first + tuple(f for f in self.field if f.type is FieldType.category)
@@ -170,6 +216,7 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             bool(self.edge_type),
             len(self.node_numbers),
             len(self.node_categories),
+            self.whole,
         )
 
 
@@ -183,11 +230,19 @@ class Shape(msgspec.Struct, frozen=True):
     typed: bool = False  # ... and EDGE_TYPE
     node_numbers: int = 0  # of a graph: what nodes have of their own
     node_categories: int = 0
+    whole: bool = False  # rows are edges of the entity, a graph, and begin with the columns of ENDS
 
     @property
     def noded(self) -> bool:
         """Whether nodes have features of their own."""
         return self.node_numbers + self.node_categories > 0
+
+    @property
+    def unit(self) -> Unit:
+        """What an entity is; encoder, objectives and learner go by it."""
+        if not self.graph:
+            return "events"
+        return "graph" if self.whole else "node"
 
     @property
     def totals(self) -> int:

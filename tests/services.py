@@ -80,10 +80,11 @@ def make_shard(
     config: ShardConfig | None = None,
     slots: int = SLOTS,
     stream: StreamConfig = STREAM,
+    encoder: EncoderConfig = ENCODER,
     **more: object,
 ) -> Shard:
     """A shard of all the source's groups, restored from `folder`."""
-    sizes = (ENCODER.window, ENCODER.state, slots)
+    sizes = (encoder.window, encoder.state, slots)
     groups = [
         Group.open(
             n, epoch_of(1, restarts), source.topics, folder / f"group-{n}", stream.shape, sizes
@@ -122,15 +123,20 @@ def settle(shard: Shard) -> None:
     raise AssertionError("the shard does not settle")
 
 
-def from_scratch(records: Sequence[Record], release: Path) -> dict[str, tuple[int, np.ndarray]]:  # type: ignore[type-arg]
+def from_scratch(
+    records: Sequence[Record],
+    release: Path,
+    stream: StreamConfig = STREAM,
+    encoder: EncoderConfig = ENCODER,
+) -> dict[str, tuple[int, np.ndarray]]:  # type: ignore[type-arg]
     """entity -> (count, vector) of all records at once, by `encode` alone."""
-    decoder = make_decoder(STREAM, DecodeConfig())
+    decoder = make_decoder(stream, DecodeConfig())
     offsets = np.arange(len(records))
     decoded, bad = decoder.decode(
         0, offsets, offsets, [r.key for r in records], [r.value for r in records]
     )
     assert not bad
-    state = State(STREAM.shape, ENCODER.window, ENCODER.state, SLOTS)
+    state = State(stream.shape, encoder.window, encoder.state, SLOTS)
     state.apply(decoded)
     slots = np.array(sorted(state.index.values()), np.int64)
     vectors = encode_anew(state, slots, Release.load(release))

@@ -88,7 +88,7 @@ def from_scratch(of: Service) -> State:
     keys, values = [k for k, _ in of.sent], [v for _, v in of.sent]
     decoded, bad = decoder.decode(0, offsets, offsets, keys, values)
     assert not bad
-    if s.stream.graph:
+    if s.stream.nodes:
         decoded = Edges(s.stream.shape, 0, 1, 1, 1, {}).spread(0, decoded).here
     state = empty(of)
     if decoded.told is not None and state.nodes is not None:

@@ -94,6 +94,11 @@ GRAPH = (
     ("{encoder}", 'name = "temporal_attention"'),
     ("{objective}", 'name = "next_interaction"'),
 )
+WHOLE = (
+    ("{kind}", 'kind = "graph"\nunit = "graph"\nsource = "near"\nneighbour = "far"\nop = "op"'),
+    ("{encoder}", 'name = "graph_isomorphism"'),
+    ("{objective}", 'name = "graphcl"'),
+)
 Found = dict[str, tuple[int, int, Any]]
 """entity -> (count, release, vector)"""
 
@@ -111,6 +116,7 @@ class Service:
     graph: bool = (
         False  # records are edges from their entity to another one, or say something of it
     )
+    whole: bool = False  # ... or of their entity, a graph of a few nodes
     sent: list[tuple[bytes, bytes]] = field(default_factory=list)
     bad: set[tuple[str, int, int]] = field(default_factory=set)  # (topic, partition, offset)
     counts: Counter[str] = field(default_factory=Counter)
@@ -135,7 +141,7 @@ class Service:
     def configure(self, shards: int, *changes: tuple[str, str]) -> None:
         """Writes the settings for the next start, with texts replaced."""
         text = SETTINGS
-        for old, new in GRAPH if self.graph else EVENTS:
+        for old, new in GRAPH if self.graph else WHOLE if self.whole else EVENTS:
             text = text.replace(old, new)
         text = text.format(
             folder=self.folder, kafka=self.kafka.address, redis=f"redis://{self.redis.address}",
@@ -280,6 +286,10 @@ class Service:
                 value |= {"op": "node", "size": self._rng.gauss(0, 2)}
             elif self.graph:
                 value["whom"] = f"e{self._rng.randrange(self.entities)}"
+            if self.whole:
+                value["near"], value["far"] = self._rng.sample("abcdef", 2)
+                if self._rng.random() < 0.2:
+                    value["op"] = "remove"
             if self._rng.random() < 0.9:
                 value["amount"] = self._rng.gauss(0, 50)
             pairs.append((who.encode(), msgspec.json.encode(value)))

@@ -1,7 +1,13 @@
 """Encoders by the type of their settings."""
 
-from learning.config import EncoderConfig, GruConfig, TemporalAttentionConfig
+from learning.config import (
+    EncoderConfig,
+    GraphIsomorphismConfig,
+    GruConfig,
+    TemporalAttentionConfig,
+)
 from learning.encoders.base import Encoder
+from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
 from learning.encoders.gru import GruEncoder
 from learning.encoders.linear_recurrence import LinearRecurrenceEncoder
 from learning.encoders.temporal_attention import TemporalAttentionEncoder
@@ -12,6 +18,8 @@ def build(config: EncoderConfig, shape: Shape) -> Encoder:
     """A new encoder; its weights come from torch's generator."""
     if isinstance(config, TemporalAttentionConfig):
         return TemporalAttentionEncoder(shape, config)
+    if isinstance(config, GraphIsomorphismConfig):
+        return GraphIsomorphismEncoder(shape, config)
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
     return LinearRecurrenceEncoder(shape, config)

@@ -39,13 +39,16 @@ class Fields(nn.Module):
     mean: Tensor
     scale: Tensor
 
+    cyclic = 4  # features of the hour and the day
+
     def __init__(self, shape: Shape, config: EncoderBase) -> None:
         super().__init__()
         self.shape = shape
         self.buckets = 1 << config.bucket_bits
         self.rows = self.buckets + 2  # and "unknown", "missing"
-        self.scalar_width = 4 + 4 * shape.numbers
-        width = self.scalar_width + shape.numbers + 4 + shape.categories * config.category_dim
+        self.scalar_width = self.scalar_count(shape)
+        width = self.scalar_width + shape.numbers + self.cyclic
+        width += shape.categories * config.category_dim
         if shape.categories:
             self.embedding = nn.Embedding(shape.categories * self.rows, config.category_dim)
             nn.init.normal_(self.embedding.weight, std=0.5)
@@ -60,6 +63,11 @@ class Fields(nn.Module):
         self.register_buffer("scale", torch.ones(self.scalar_width))
         self.project = nn.Linear(width, config.hidden)
 
+    @staticmethod
+    def scalar_count(shape: Shape) -> int:
+        """S, the width of `scalars`; the numbers come first."""
+        return 4 + 4 * shape.numbers
+
     def forward(self, view: View) -> Tensor:
         """The view's rows as features through the linear layer, [B, T, hidden]."""
         projected: Tensor = self.project(self.features(view))
@@ -67,7 +75,9 @@ class Fields(nn.Module):
 
     def features(self, view: View) -> Tensor:
         """What the linear layer reads, [B, T, F]."""
-        parts = [(self.scalars(view) - self.mean) / self.scale, self._cyclic(view["time_us"])]
+        parts = [(self.scalars(view) - self.mean) / self.scale]
+        if self.cyclic:
+            parts.append(self._cyclic(view["time_us"]))
         if self.shape.numbers:
             gone = torch.isnan(view["numbers"])
             there = 1.0 - gone.to(torch.float32)
@@ -152,7 +162,8 @@ class Fields(nn.Module):
         shift = weight[:, :s] * ((mean - self.mean) / self.scale)
         self.project.bias.add_(shift.sum(1))
         # A missing number is 0 after the normaliser, whatever its mean: its indicator pays.
-        weight[:, s + 4 : s + 4 + width] -= shift[:, :width]
+        there = s + self.cyclic
+        weight[:, there : there + width] -= shift[:, :width]
         weight[:, :s] *= grew
         self.mean.copy_(mean)
         self.scale.copy_(scale)

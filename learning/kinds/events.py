@@ -161,13 +161,13 @@ class Events:
     ) -> Batch:
         """Cuts what is needed; without `augment` nothing is dropped."""
         raw: dict[str, Arrays] = {}
-        index = self._index(windows)
+        index = index_of(windows)
         pairs: Arrays = {}
         if needs.slices:
             pieces = slices(windows, needs, self.shape.session_gap_us, rng)
             raw["slices"] = self._finish(columns(windows, pieces, self.config.state), rng, augment)
             index["owner_M"] = pieces.owner
-            pairs["positives"] = _positives(len(windows), needs.slices)
+            pairs["positives"] = positives(len(windows), needs.slices)
         if needs.window or needs.masked or (needs.following and not needs.slices):
             plain = columns(windows, whole(windows), self.config.state)
             raw["window"] = self._finish(plain, rng, augment)
@@ -182,17 +182,18 @@ class Events:
     def _finish(self, view: Arrays, rng: np.random.Generator, augment: bool) -> Arrays:
         return augmented(view, self.config, rng) if augment else view
 
-    @staticmethod
-    def _index(windows: Windows) -> Arrays:
-        last = windows.offsets[1:] - 1
-        time_us = windows.rows.time_us[last]
-        position = windows.rows.position[last]
-        with np.errstate(over="ignore"):
-            record = windows.entity * np.int64(-7046029254386353131) + position
-        return {"entity_B": windows.entity, "record_B": record, "time_B": time_us}
+
+def index_of(windows: Windows) -> Arrays:
+    """A batch's `index` of its entities."""
+    last = windows.offsets[1:] - 1
+    time_us = windows.rows.time_us[last]
+    position = windows.rows.position[last]
+    with np.errstate(over="ignore"):
+        record = windows.entity * np.int64(-7046029254386353131) + position
+    return {"entity_B": windows.entity, "record_B": record, "time_B": time_us}
 
 
-def _positives(entities: int, count: int) -> npt.NDArray[np.int64]:
+def positives(entities: int, count: int) -> npt.NDArray[np.int64]:
     """Rows of "slices" that belong together: neighbours within an entity, 2 × (S // 2 · B)."""
     first = np.arange(entities)[:, None] * count + np.arange(0, count - 1, 2)
     return np.stack([first.ravel(), first.ravel() + 1])

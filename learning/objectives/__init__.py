@@ -4,6 +4,7 @@ from learning.config import (
     BagConfig,
     ColesConfig,
     EncoderConfig,
+    GraphClConfig,
     NextInteractionConfig,
     ObjectiveConfig,
     VicregConfig,
@@ -11,6 +12,7 @@ from learning.config import (
 from learning.contract import Objective
 from learning.objectives.bag import Bag
 from learning.objectives.coles import Coles
+from learning.objectives.graphcl import GraphCl
 from learning.objectives.mlem import Mlem
 from learning.objectives.next_interaction import NextInteraction
 from learning.objectives.vicreg import Vicreg
@@ -27,4 +29,6 @@ def build(config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape) -> Obje
         return Bag(config, shape, encoder.dim)
     if isinstance(config, NextInteractionConfig):
         return NextInteraction(config)
+    if isinstance(config, GraphClConfig):
+        return GraphCl(config, encoder.dim)
     return Mlem(config, shape, encoder.hidden)

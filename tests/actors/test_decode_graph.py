@@ -17,6 +17,7 @@ from schemas.errors import SettingsError
 from schemas.records import (
     DIRECTION,
     EDGE_TYPE,
+    ENDS,
     NEIGHBOUR,
     Decoded,
     Field,
@@ -40,11 +41,13 @@ GRAPH = StreamConfig(
         Field("size", FieldType.number, "is.size", default=1.0),
     ),
 )
+WHOLE = msgspec.structs.replace(GRAPH, unit="graph", entity="case", source="from", node=())
 T0 = 1_700_000_000_000_000
 AVRO = {
     "type": "record",
     "name": "Edge",
     "fields": [
+        {"name": "case", "type": ["null", "string", "long"]},
         {"name": "from", "type": ["null", "string", "long"]},
         {"name": "to", "type": ["null", {"type": "record", "name": "To", "fields": [
             {"name": "name", "type": ["null", "string", "long"]}]}]},
@@ -60,7 +63,7 @@ AVRO = {
 }  # fmt: skip
 ARROW = pa.schema(
     [
-        ("from", pa.string()), ("to", pa.struct([("name", pa.string())])), ("at", pa.int64()),
+        ("case", pa.string()), ("from", pa.string()), ("to", pa.struct([("name", pa.string())])), ("at", pa.int64()),
         ("op", pa.dictionary(pa.int8(), pa.string())), ("how", pa.string()),
         ("sum", pa.float64()), ("note", pa.string()),
         ("is", pa.struct([("kind", pa.string()), ("size", pa.float64())])),
@@ -83,14 +86,18 @@ def encode(form: str, record: dict[str, Any]) -> bytes:
 
 
 def decoded(
-    form: str, tmp_path: Path, records: list[dict[str, Any] | None], **more: Any
+    form: str,
+    tmp_path: Path,
+    records: list[dict[str, Any] | None],
+    stream: StreamConfig = GRAPH,
+    **more: Any,
 ) -> tuple[Decoded, list[BadRecord]]:
     if form == "avro":
         (tmp_path / "edge.avsc").write_text(json.dumps(AVRO))
         more["avro_schema"] = str(tmp_path / "edge.avsc")
     values = [None if r is None else encode(form, r) for r in records]
     keys = [b"gone" if r is None else None for r in records]
-    return run(make_decoder(GRAPH, DecodeConfig(format=form, **more)), values, keys)  # type: ignore[arg-type]
+    return run(make_decoder(stream, DecodeConfig(format=form, **more)), values, keys)  # type: ignore[arg-type]
 
 
 def edge(src: Any, dst: Any, i: int = 0, **more: Any) -> dict[str, Any]:
@@ -174,6 +181,45 @@ def test_what_is_no_edge_is_bad_with_its_reason(form: str, tmp_path: Path) -> No
     assert (found.entities, found.neighbours) == (["good"], ["one"])
 
 
+@FORMATS
+def test_edges_of_whole_graphs_are_rows_of_the_graph_alone(form: str, tmp_path: Path) -> None:
+    records = [
+        {**edge("a", "b", 0, how="pays", sum=2.5, note="x"), "case": "c1"},
+        {**edge("b", "a", 1, how="pays", op="remove"), "case": "c1"},
+        None,
+        {**edge("b", "b", 2), "case": "ü"},
+    ]
+    found, bad = decoded(form, tmp_path, records, WHOLE)
+    assert not bad
+    assert WHOLE.columns == ("sum", "source", "neighbour", "edge_type", "note")
+    assert WHOLE.shape == Shape(1, 4, graph=True, typed=True, whole=True)
+    assert (found.entities, found.neighbours) == (["c1", "c1", "gone", "ü"], [])
+    rows = found.rows.take(~found.deleted)
+    wanted = [[category_hash(x) for x in ends] for ends in ("ab", "ba", "bb")]
+    assert rows.categories[:, ENDS].tolist() == wanted
+    assert rows.missing[:, ENDS].tolist() == [[False] * 2, [True] * 2, [False] * 2]
+    assert rows.missing[:, EDGE_TYPE + 1].tolist() == [False, False, True]
+    assert (rows.categories[:2, EDGE_TYPE + 1] == category_hash("pays")).all()
+    np.testing.assert_array_equal(rows.numbers[:, 0], [2.5, np.nan, np.nan])
+
+
+@FORMATS
+def test_an_edge_of_a_whole_graph_needs_its_graph_and_both_nodes(form: str, tmp_path: Path) -> None:
+    records: list[dict[str, Any] | None] = [
+        {**edge("a", "b"), "case": None},
+        {**edge(None, "b"), "case": "c"},
+        {**edge("a", None), "case": "c"},
+        {**edge("", "b"), "case": "c"},
+        {**edge("a", "n" * 9), "case": "c"},
+        {**edge("good", "one"), "case": "c"},
+    ]
+    found, bad = decoded(form, tmp_path, records, WHOLE, max_entity_bytes=8)
+    errors = ["missing_entity"] * 3 + ["bad_entity"] * 2
+    assert [b.error for b in bad] == errors
+    assert "'from'" in bad[1].reason and "'to.name'" in bad[2].reason
+    assert found.entities == ["c"]
+
+
 @pytest.mark.parametrize("form", ["json", "msgpack", "avro"])
 def test_nodes_named_by_integers_are_those_of_their_texts(form: str, tmp_path: Path) -> None:
     found, bad = decoded(form, tmp_path, [edge(7, 8), edge("7", "8", 1)])
@@ -211,6 +257,35 @@ def test_a_graph_needs_no_fields() -> None:
         ({"kind": "graph"}, "stream.neighbour is missing"),
         ({"kind": "graph", "neighbour": "a"}, "'a' is named twice"),
         ({"kind": "graph", "neighbour": "b", "op": "t"}, "'t' is named twice"),
+        ({"kind": "graph", "neighbour": "b", "unit": "graph"}, "stream.source is missing"),
+        ({"kind": "graph", "neighbour": "b", "source": "c"}, "Remove stream.source, or set"),
+        ({"kind": "graph", "neighbour": "b", "unit": "graph", "source": "b"}, "'b' is named twice"),
+        (
+            {
+                "kind": "graph",
+                "neighbour": "b",
+                "unit": "graph",
+                "source": "c",
+                "op": "o",
+                "node": (Field("x", FieldType.number),),
+            },
+            "stream.node is for graphs whose nodes",
+        ),
+        ({"unit": "graph", "field": (Field("x", FieldType.number),)}, 'Set stream.kind = "graph"'),
+        ({"source": "b", "field": (Field("x", FieldType.number),)}, "stream.source is for"),
+        *(
+            (
+                {
+                    "kind": "graph",
+                    "unit": "graph",
+                    "source": "c",
+                    "neighbour": "b",
+                    "field": (Field(x, FieldType.number),),
+                },
+                repr(x),
+            )
+            for x in ("source", "neighbour", "edge_type")
+        ),
         ({"neighbour": "b", "field": (Field("x", FieldType.number),)}, "stream.neighbour is for"),
         ({"op": "b", "field": (Field("x", FieldType.number),)}, "stream.op is for edges"),
         (

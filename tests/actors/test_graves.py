@@ -17,11 +17,17 @@ from schemas.records import EDGE_TYPE, NEIGHBOUR, Decoded, Rows, Shape, Windows,
 
 GAP = 5
 UNTYPED, TYPED = Shape(3, 2, GAP, graph=True), Shape(3, 3, GAP, graph=True, typed=True)
-SHAPES = pytest.mark.parametrize("shape", [UNTYPED, TYPED], ids=["untyped", "typed"])
+WHOLE = Shape(3, 3, GAP, graph=True, whole=True)
+TYPED_WHOLE = Shape(3, 4, GAP, graph=True, typed=True, whole=True)
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [UNTYPED, TYPED, WHOLE, TYPED_WHOLE],
+    ids=["untyped", "typed", "whole", "typed whole"],
+)
 
 
 class Edge(NamedTuple):
-    """One row of a node. kind 2: the edge's type is missing."""
+    """One row of a node, or of a whole graph. kind 2: the edge's type is missing."""
 
     node: str
     time: int
@@ -29,9 +35,11 @@ class Edge(NamedTuple):
     neighbour: int
     kind: int = 0
     removed: bool = False
+    source: int = 0  # of a whole graph's edge
 
-    def key(self, shape: Shape) -> tuple[str, int, int]:
-        return self.node, self.neighbour, self.kind if shape.typed else 0
+    def key(self, shape: Shape) -> tuple[str, frozenset[int], int]:
+        ends = {self.neighbour, self.source} if shape.whole else {self.neighbour}
+        return self.node, frozenset(ends), self.kind if shape.typed else 0
 
 
 def rows_of(edges: list[Edge], shape: Shape) -> Rows:
@@ -42,11 +50,15 @@ def rows_of(edges: list[Edge], shape: Shape) -> Rows:
     rows.position[:] = p = np.array([e.position for e in edges], np.int64)
     rows.numbers[:] = np.stack([p % 2, p * 0.5, np.where(p % 3 == 0, np.nan, -p)], 1).reshape(n, 3)
     rows.categories[:, -1], rows.missing[:, -1] = p * 7, p % 5 == 0
-    rows.categories[:, NEIGHBOUR] = [e.neighbour for e in edges]
-    rows.missing[:, NEIGHBOUR] = [e.removed for e in edges]
+    rows.categories[:, NEIGHBOUR + shape.whole] = [e.neighbour for e in edges]
+    rows.missing[:, NEIGHBOUR + shape.whole] = [e.removed for e in edges]
+    if shape.whole:
+        rows.categories[:, 0] = [e.source for e in edges]
+        rows.missing[:, 0] = [e.removed for e in edges]
     if shape.typed:
-        rows.categories[:, EDGE_TYPE] = [e.kind if e.kind < 2 else e.position for e in edges]
-        rows.missing[:, EDGE_TYPE] = [e.kind == 2 for e in edges]
+        at = EDGE_TYPE + shape.whole
+        rows.categories[:, at] = [e.kind if e.kind < 2 else e.position for e in edges]
+        rows.missing[:, at] = [e.kind == 2 for e in edges]
     return rows
 
 
@@ -114,9 +126,10 @@ edge = st.tuples(
     st.integers(0, 4),
     st.integers(0, 2),
     st.integers(0, 2).map(lambda x: x == 0),
+    st.integers(0, 2),
 )
 streams = st.lists(edge, min_size=1, max_size=40).map(
-    lambda found: [Edge(n, t, i, nb, k, gone) for i, (n, t, nb, k, gone) in enumerate(found)]
+    lambda found: [Edge(n, t, i, *rest) for i, (n, t, *rest) in enumerate(found)]
 )
 cuts_of = st.lists(st.integers(0, 60), max_size=8)
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from daemon.settings import Settings, check, load, parse
-from learning.config import NextInteractionConfig, TemporalAttentionConfig
+from learning.config import (
+    GraphClConfig,
+    GraphIsomorphismConfig,
+    NextInteractionConfig,
+    TemporalAttentionConfig,
+)
 from schemas.errors import SettingsError
 
 DEMO = Path(__file__).parent.parent.parent / "deploy" / "demo.toml"
@@ -72,6 +77,34 @@ def test_what_only_a_graph_has_is_refused_elsewhere_and_what_it_needs_is_asked_f
     assert "murmur2" in refused(graph + "check_partition = false")
     assert "'t', which is the mirror" in refused(graph + 'mirror_topic = "t"')
     assert "no topic's name" in refused(graph + 'mirror_topic = "a b"')
+
+
+def test_whole_graphs_have_an_encoder_and_an_objective_of_their_own() -> None:
+    graph = 'time = "at"\nkind = "graph"\nunit = "graph"\nsource = "from"\nneighbour = "to"'
+    whole = MINIMAL.replace('time = "at"', graph)
+    settings = parse(whole)
+    check(settings)
+    assert isinstance(settings.encoder, GraphIsomorphismConfig)
+    assert isinstance(settings.learner.objective[0], GraphClConfig)
+    check(parse(whole + "check_partition = false"))  # each graph's edges are in one partition
+    assert 'whose encoder is "graph_isomorphism"' in refused(whole + "[encoder]\nname = 'gru'")
+    for other in ("coles", "next_interaction"):
+        text = f"[[learner.objective]]\nname = '{other}'"
+        assert 'unit "graph", which learns by "graphcl"' in refused(whole + text)
+    node = whole.replace('unit = "graph"\nsource = "from"\n', "")
+    check(parse(node))
+    text = "[[learner.objective]]\nname = 'graphcl'"
+    assert 'unit "node", which learns by "next_interaction"' in refused(node + text)
+    assert 'whose encoder is "gru" or "linear_recurrence"' in refused(
+        MINIMAL + "[encoder]\nname = 'graph_isomorphism'"
+    )
+    assert 'stream.unit is "graph". Remove it' in refused(whole + 'mirror_topic = "m"')
+    assert "edge_drop is 1" in refused(
+        whole + "[[learner.objective]]\nname = 'graphcl'\nedge_drop = 1"
+    )
+    assert "stream.unit: Invalid enum value 'edge'" in refused(
+        whole.replace('unit = "graph"', 'unit = "edge"')
+    )
 
 
 INSIDE = {
