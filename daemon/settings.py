@@ -17,11 +17,19 @@ from actors.shard import ShardConfig
 from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import (
+    BagConfig,
+    BandanaConfig,
+    ColesConfig,
     EncoderConfig,
+    GraceConfig,
+    GraphmaeConfig,
     GruConfig,
     LearnerConfig,
+    MlemConfig,
     NextInteractionConfig,
+    Node2vecConfig,
     TemporalAttentionConfig,
+    VicregConfig,
 )
 from schemas.errors import AfreshError, SettingsError
 from schemas.records import StreamConfig
@@ -184,6 +192,15 @@ def _check_graph(s: Settings) -> None:
         )
 
 
+OBJECTIVES: dict[str, tuple[type[msgspec.Struct], ...]] = {
+    "events": (ColesConfig, VicregConfig, BagConfig, MlemConfig),
+    "graph": (
+        NextInteractionConfig, GraceConfig, GraphmaeConfig, BandanaConfig, Node2vecConfig,
+        VicregConfig,
+    ),
+}  # fmt: skip
+
+
 def _check_kind(s: Settings) -> None:
     """Encoder and objectives are of the stream's kind."""
     kind, graph = s.stream.kind, s.stream.graph
@@ -194,15 +211,22 @@ def _check_kind(s: Settings) -> None:
             "Change one of them."
         )
     for objective in s.learner.objective if s.learner.enabled else ():
-        if isinstance(objective, NextInteractionConfig) != graph:
-            objectives = '"next_interaction"' if graph else '"coles", "vicreg", "bag" or "mlem"'
+        if isinstance(objective, OBJECTIVES[kind]):
+            if isinstance(objective, GraphmaeConfig) and not s.stream.node:
+                raise SettingsError(
+                    'learner.objective is "graphmae", which foretells what nodes have of their own, and there '
+                    "is no [[stream.node]]. Add one, or name another objective."
+                )
+        else:
+            names = [f'"{tag}"' for tag in map(_tag, OBJECTIVES[kind])]
+            objectives = f"{', '.join(names[:-1])} or {names[-1]}"
             raise SettingsError(
                 f'learner.objective is "{_tag(objective)}" and stream.kind is "{kind}", which learns by '
                 f"{objectives}. Name that in [[learner.objective]]."
             )
 
 
-def _tag(config: msgspec.Struct) -> str:
+def _tag(config: msgspec.Struct | type[msgspec.Struct]) -> str:
     return str(config.__struct_config__.tag)
 
 

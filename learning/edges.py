@@ -142,7 +142,7 @@ class EdgeReplay:
     def __init__(
         self, config: ReplayConfig, shape: Shape, window: int, contrast: NextInteractionConfig
     ) -> None:
-        self._config, self._contrast, self._shape = config, contrast, shape
+        self._config, self._contrast, self.shape = config, contrast, shape
         entry = shape.node_bytes + ENTRY if shape.noded else 0
         each = SLACK * window * shape.row_bytes + 8 * PAST + 200
         slots = max(64, 8 * window, config.max_bytes // 2 // (each + entry))
@@ -179,7 +179,7 @@ class EdgeReplay:
             left -= len(source)
         self.waiting -= n - left
         if not sources:
-            return np.zeros(0, np.int64), Rows.empty(self._shape)
+            return np.zeros(0, np.int64), Rows.empty(self.shape)
         return np.concatenate(sources), Rows.concat(parts)
 
     def _enter(self, source: I64, rows: Rows) -> None:
@@ -258,7 +258,7 @@ class EdgeReplay:
         collides = np.concatenate([np.zeros((n, 1), np.bool_), collides], 1)
         lengths = np.concatenate([own_length[:, None], length.reshape(n, -1)], 1)
         cut = Examples(nodes, time_us, Rows(*columns), lengths, collides)
-        if self._shape.noded:
+        if self.shape.noded:
             cut.own = self.table.get(nodes, time_us[:, None])
             cut.far = self.table.get(cut.rows.categories[..., NEIGHBOUR], time_us[:, None, None])
         return cut
@@ -275,7 +275,7 @@ class EdgeReplay:
 
     def described(self, windows: Windows) -> Windows:
         """With what is known of the nodes now."""
-        if self._shape.noded:
+        if self.shape.noded:
             windows.own = self.table.get(windows.entity)
             windows.far = self.table.get(windows.rows.categories[:, NEIGHBOUR])
         return windows
