@@ -38,6 +38,7 @@ from schemas.records import (
     Features,
     Rows,
     Shape,
+    Told,
     Windows,
     category_hash,
 )
@@ -124,7 +125,8 @@ def streamed(cora: Cora, objective: ObjectiveConfig, seed: int) -> tuple[GraphLe
     ids = np.array([category_hash(paper) for paper in range(len(cora.x))])
     none = np.zeros((len(ids), 0), np.int64)
     at = np.arange(len(ids))
-    learner.describe(ids, Features(cora.x, none, none > 0), START_US + at, at)
+    features = Features(cora.x, none, none > 0)
+    learner.describe(Told(ids, at, START_US + at, at, 0 * at, features))
     edge = np.random.default_rng(seed).permutation(cora.edge)
     for first in range(0, len(edge), 64):
         learner.receive(_edges(cora, ids, edge[first : first + 64], first))
@@ -148,7 +150,7 @@ def vectors(learner: GraphLearner, ids: I64) -> F32:
     learner.replay.enter(learner.replay.waiting)
     adjacency = learner.replay.adjacency
     slots = np.array([adjacency.index[paper] for paper in ids.tolist()])
-    windows = learner.replay.described(adjacency.windows(slots))
+    windows = learner.replay.known(adjacency.windows(slots))
     out: F32 = embed(learner.released(), windows, 256).numpy()
     return out
 

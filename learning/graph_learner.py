@@ -17,7 +17,7 @@ from learning.learner import EVALUATED, NORMALISER_WINDOWS, Learner
 from learning.learner_state import HELD_BYTES
 from learning.nodes import Drawn
 from learning.student import moved
-from schemas.records import I64, NEIGHBOUR, Bool, Shape, Told, Windows
+from schemas.records import NEIGHBOUR, Bool, Shape, Told, Windows
 
 
 class GraphLearner(Learner):
@@ -59,7 +59,8 @@ class GraphLearner(Learner):
 
     def describe(self, told: Told) -> None:
         """What nodes have of their own; the newest that was said counts."""
-        self.records += len(told.node)
+        later = told.time_us > self.replay.table.said_us(told.node)
+        self.records += int(np.count_nonzero(later))  # what is told again is no new record
         self.replay.table.put(told.node, told.features, told.time_us, told.position)
 
     def _admit_both(self, windows: Windows) -> None:
@@ -151,7 +152,7 @@ class GraphLearner(Learner):
         size = self.config.batch_entities
         rng = np.random.default_rng(self.config.seed)
         for start in range(0, max(1, n - size + 1), size):
-            part = Drawn(_part(kept, start, size) if kept else None)
+            part = Drawn(self.replay.described(_part(kept, start, size)) if kept else None)
             if self.needs.nodes:
                 part.nodes = nodes.held(self.replay, size, self.needs, self.share, rng)
                 if part.nodes is None:

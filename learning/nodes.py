@@ -1,7 +1,7 @@
 """Nodes as they are now, for objectives that learn from nodes and not from edges.
 
 Half of a draw are nodes that edges came to since the draw before, half are any. Held-out ones are never drawn: they
-are seen as neighbours alone. Shapes: U nodes, K edges of a node, W walks of L nodes, F distinct nodes' features."""
+are seen as neighbours alone. Shapes: U nodes, K edges of a node, W walks of L nodes."""
 
 from dataclasses import dataclass
 
@@ -10,25 +10,23 @@ import numpy as np
 from learning.contract import Needs
 from learning.edges import EdgeReplay, Examples
 from learning.held_out import held_out
+from learning.node_table import Described
 from learning.walks import NOW, walk
-from schemas.records import I64, NEIGHBOUR, Features, Rows
+from schemas.records import I64, NEIGHBOUR, Rows
 
 BY_DEGREE = 0.75  # of a node's edges: how often it is drawn as another one (word2vec, node2vec)
 
 
 @dataclass(slots=True)
 class Nodes:
-    """U distinct nodes. `walks` and `others` are places in `ids`; `own` and `far` places in `features`, whose
-    last row is of a node of which nothing is known."""
+    """U distinct nodes. `walks` and `others` are places in `ids`."""
 
     ids: I64  # [U] rising
     rows: Rows  # columns [U, K], padded behind `length`
     length: I64  # [U] live edges
     walks: I64  # [W, L]; L is 1 where nobody walks
     others: I64  # [P]
-    features: Features | None = None  # [F + 1] where the stream has features of nodes
-    own: I64 | None = None  # [U]
-    far: I64 | None = None  # [U, K]
+    described: Described | None = None  # where the stream has features of nodes
 
     def __len__(self) -> int:
         """Nodes that are learnt from, those beside them not counted."""
@@ -96,9 +94,5 @@ def _cut(replay: EdgeReplay, walks: I64, others: I64) -> Nodes:
     walked, beside = back[: walks.size].reshape(walks.shape), back[walks.size :]
     cut = Nodes(ids, rows, length, walked, beside)
     if replay.shape.noded:
-        far = rows.categories[..., NEIGHBOUR]
-        every, at = np.unique(np.concatenate([ids, far.ravel()]), return_inverse=True)
-        known = replay.table.get(every)
-        cut.features = Features.concat([known, Features.empty(replay.shape, 1)])
-        cut.own, cut.far = at[: len(ids)], at[len(ids) :].reshape(far.shape)
+        cut.described = replay.table.describe(ids, rows.categories[..., NEIGHBOUR])
     return cut

@@ -82,12 +82,8 @@ def _flat(examples: Examples, longest: int) -> Arrays:
         )
         for name in ROW_VIEW
     }
-    if examples.own is not None and examples.far is not None:
-        own, far = examples.own.named("node"), examples.far.named("far")
-        out |= {name: a.reshape(n, *a.shape[2:]) for name, a in own.items()}
-        out |= {
-            name: a[:, :, :longest].reshape(n, longest, *a.shape[3:]) for name, a in far.items()
-        }
+    if examples.described is not None:
+        out |= node_views.pointing(examples.described, longest)
     steps = np.broadcast_to(np.arange(longest), (n, longest))
     length = examples.length.ravel()
     return {**out, "length": length, "valid_BT": steps < length[:, None], "position_BT": steps}

@@ -7,6 +7,7 @@ import numpy as np
 
 from learning.contract import Needs, View
 from learning.kinds.events import Arrays, tensors
+from learning.node_table import Described
 from learning.nodes import Nodes
 from schemas.records import F32, I64, NEIGHBOUR, ROW_VIEW, Bool
 
@@ -30,9 +31,9 @@ def add(
         views["window"] = tensors(plain)
     if needs.masked or needs.bandwidth:
         index["near_UT"] = near(nodes, plain["valid_BT"])
-    if needs.masked and nodes.own is not None:
+    if needs.masked and nodes.described is not None:
         views["masked"], index["masked_U"] = masked(plain, index["near_UT"], needs.masked, rng)
-        index["table_U"] = nodes.own
+        index["table_U"] = nodes.described.own
     if needs.bandwidth:
         weights = bandwidths(plain["valid_BT"], needs.bandwidth, rng)
         views["bandwidth"] = tensors({**plain, "bandwidth_BT": weights})
@@ -51,10 +52,14 @@ def whole(nodes: Nodes) -> Arrays:
     out: Arrays = {name: getattr(nodes.rows, name)[:, :longest] for name in ROW_VIEW}
     steps = np.broadcast_to(np.arange(longest), (len(nodes.ids), longest))
     out |= {"length": nodes.length, "valid_BT": steps < nodes.length[:, None], "position_BT": steps}
-    if nodes.features is not None and nodes.own is not None and nodes.far is not None:
-        out |= nodes.features.named("table")
-        out |= {"node_at": nodes.own, "far_at": nodes.far[:, :longest]}
-    return out
+    return out if nodes.described is None else out | pointing(nodes.described, longest)
+
+
+def pointing(described: Described, longest: int) -> Arrays:
+    """A view's table, and the places in it of nodes [M] and of their edges' far nodes [M, T]."""
+    far = described.far.reshape(described.own.size, -1)
+    places = {"node_at": described.own.ravel(), "far_at": far[:, :longest]}
+    return described.features.named("table") | places
 
 
 def near(nodes: Nodes, valid: Bool) -> I64:

@@ -36,7 +36,7 @@ def test_every_paper_and_citation_is_streamed_once() -> None:
     learner, ids = c.streamed(data, GraceConfig(), seed=0)
     assert learner.records == len(data.x) + len(data.edge) and learner.updates == 0
     adjacency = learner.replay.adjacency
-    windows = learner.replay.described(
+    windows = learner.replay.known(
         adjacency.windows(np.array([adjacency.index[i] for i in ids.tolist()]))
     )
     assert (np.diff(windows.offsets) == 2).all(), "both ends of each edge see it"

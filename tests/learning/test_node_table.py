@@ -123,8 +123,11 @@ def test_what_is_said_of_a_node_later_is_not_known_of_an_edge_before():
     made.describe(told([1, 2], said([4, 5]), late))
     drawn = made.replay.draw(4, 0.0, made.held, made.rng)
     order = np.argsort(drawn.time_us)
-    assert np.isnan(drawn.own.numbers[order[0], :2, 0]).all()
-    assert drawn.own.numbers[order[1], :2, 0].tolist() == [4.0, 5.0]
+    own = drawn.described.features.take(drawn.described.own)
+    assert np.isnan(own.numbers[order[0], :2, 0]).all()
+    assert own.numbers[order[1], :2, 0].tolist() == [4.0, 5.0]
+    far = drawn.described.features.take(drawn.described.far[order[1], 0, 0])
+    assert far.numbers[0] == 5.0, "of the edge before, as of this one"
 
 
 def test_a_learner_with_nodes_continues_bit_by_bit():

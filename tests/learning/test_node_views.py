@@ -42,7 +42,7 @@ def test_a_node_as_it_is_has_the_vector_that_is_published():
     torch.manual_seed(0)
     encoder = encoders.build(ENCODER, NODED).eval()
     at = made.adjacency
-    windows = made.described(at.windows(np.array([at.index[i] for i in found.ids.tolist()])))
+    windows = made.known(at.windows(np.array([at.index[i] for i in found.ids.tolist()])))
     with torch.no_grad():
         expected = encoder(pad(windows, 0)).z_BD
         view = views(found, needs).views["window"]
@@ -82,8 +82,8 @@ def test_a_slice_has_some_of_the_nodes_edges_in_their_order():
         assert 1 <= n <= len(every) and np.isin(slice_us, every).all()
         assert (np.diff(slice_us) > 0).all() and view["valid_BT"][m].sum() == n
         kept += n
-        far = view["far_at"][m, :n].numpy() % (len(found.features.numbers) - 1)
-        expected = found.far[node, : len(every)][np.searchsorted(every, slice_us)]
+        far = view["far_at"][m, :n].numpy() % (len(found.described.features.numbers) - 1)
+        expected = found.described.far[node, : len(every)][np.searchsorted(every, slice_us)]
         assert (far == expected).all(), "features go with their edges"
     assert 0.4 < kept / found.length[owner].sum() < 0.65
     first, second = batch.pairs["positives"]
@@ -93,9 +93,9 @@ def test_a_slice_has_some_of_the_nodes_edges_in_their_order():
 def test_slices_do_without_fields_alike_in_all_nodes():
     needs = Needs(slices=2, hidden=0.3)
     _, found = drawn(needs)
-    n = len(found.features.numbers)
+    n = len(found.described.features.numbers)
     none = np.zeros((n, 0), np.int64)
-    found.features = Features(np.ones((n, 400), np.float32), none, none > 0)
+    found.described.features = Features(np.ones((n, 400), np.float32), none, none > 0)
     hidden = views(found, needs).views["slices"]["table_hidden"].float()
     assert hidden.shape == (2, 400) and ((hidden.mean(1) - 0.3).abs() < 0.1).all()
     assert 0.2 < (hidden[0] != hidden[1]).float().mean() < 0.65, "each view others"
@@ -106,7 +106,7 @@ def test_a_hidden_node_is_hidden_wherever_it_is_seen():
     _, found = drawn(needs)
     batch = views(found, needs)
     view, hidden, near = batch.views["masked"], batch.index["masked_U"], batch.index["near_UT"]
-    blank = len(found.features.numbers) - 1
+    blank = len(found.described.features.numbers) - 1
     assert 0.2 < hidden.float().mean() < 0.8
     assert torch.equal(view["node_at"] == blank, hidden)
     there = view["valid_BT"]
