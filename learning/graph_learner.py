@@ -128,11 +128,11 @@ class GraphLearner(Learner):
         return drawn
 
     def _lower_share(self) -> None:
-        nodes, c = len(self.replay.adjacency), self.config
-        if self.share <= c.held_out_share or nodes < 1.05 * self.counted + 16:
+        known, c = len(self.replay.adjacency), self.config
+        if self.share <= c.held_out_share or known < 1.05 * self.counted + 16:
             return
-        self.counted = nodes
-        every = np.fromiter(self.replay.adjacency.index, np.int64, nodes)
+        self.counted = known
+        every = np.fromiter(self.replay.adjacency.index, np.int64, known)
         apart = int(held_out(every, self.share).sum())
         share = lowered(self.share, apart, c.held_out_share, c.held_out_entities)
         if share < self.share:
