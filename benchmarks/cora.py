@@ -45,7 +45,7 @@ from schemas.records import (
 
 SEEDS = (0, 1, 2)
 STRENGTHS = 10.0 ** np.arange(-1, 5)  # C of the regression, chosen on the validation papers
-UPDATES, BATCH = 300, 512  # nodes that are encoded in an update, about
+UPDATES, BATCH = 500, 512  # nodes that are encoded in an update, about
 LEARNING_RATE = 1e-3
 START_US, STEP_US = 1_600_000_000_000_000, 1_000  # when things happened means nothing here
 ENCODER = TemporalAttentionConfig(dim=128, hidden=128, window=32)

@@ -91,6 +91,22 @@ def test_records_of_nodes_count_as_records():
     made.receive(circles(np.random.default_rng(0), 10))
     made.describe(told([1, 2], said([1, 2]), START_US))
     assert made.records == 12
+    made.describe(told([1, 2], said([1, 2]), START_US))
+    assert made.records == 12, "told again, by a shard that began anew"
+    made.describe(told([2, 3], said([5, 5]), START_US + 1))
+    assert made.records == 14
+
+
+def test_others_are_drawn_by_degree_to_the_three_quarters():
+    """A star of 7: its middle has 6 edges, each end 1."""
+    made = EdgeReplay(CONFIG.replay, SHAPE, ENCODER.window, NextInteractionConfig())
+    made.add(edges([0] * 6, [1, 2, 3, 4, 5, 6], list(range(6))))
+    made.enter(6)
+    needs = Needs(window=True, others=20_000)
+    drawn = nodes.draw(made, 2, needs, 0.0, 0, np.random.default_rng(0))
+    share = np.bincount(drawn.ids[drawn.others], minlength=7) / 20_000
+    weight = np.array([6, 1, 1, 1, 1, 1, 1]) ** 0.75
+    np.testing.assert_allclose(share, weight / weight.sum(), atol=0.015)
 
 
 OBJECTIVES = {
