@@ -17,6 +17,7 @@ from learning.config import (
 from learning.contract import Batch
 from learning.edges import Examples
 from learning.graph_learner import GraphLearner
+from learning.nodes import Drawn
 from schemas.records import DIRECTION, F32, I64, NEIGHBOUR, Rows, Shape, Windows, category_hash
 
 SHAPE = Shape(1, 1, graph=True)  # the direction; the neighbour
@@ -105,7 +106,7 @@ def views(learner: GraphLearner, known: Adjacency, nodes: I64, now_us: I64, as_o
     examples = Examples(
         nodes, now_us, rows, length.reshape(nodes.shape), np.zeros(nodes.shape, np.bool_)
     )
-    batch: Batch = learner.kind.views(examples, learner.needs, learner.rng, augment=False)
+    batch: Batch = learner.kind.views(Drawn(examples), learner.needs, learner.rng, augment=False)
     return batch
 
 

@@ -17,7 +17,7 @@ from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
-from learning.config import FITTING, EncoderConfig, GruConfig, LearnerConfig
+from learning.config import FITTING, EncoderConfig, GraphmaeConfig, GruConfig, LearnerConfig
 from schemas.errors import AfreshError, SettingsError
 from schemas.records import StreamConfig
 
@@ -198,6 +198,11 @@ def _check_kind(s: Settings) -> None:
             raise SettingsError(
                 f'learner.objective is "{_tag(type(objective))}" and {kind}, which learns by '
                 f"{_names(objectives)}. Name that in [[learner.objective]]."
+            )
+        if isinstance(objective, GraphmaeConfig) and not s.stream.node:
+            raise SettingsError(
+                'learner.objective is "graphmae", which foretells what nodes have of their own, and there is no '
+                "[[stream.node]]. Add one, or name another objective."
             )
 
 

@@ -178,6 +178,52 @@ class NextInteractionConfig(
         return 2 + self.historical + self.matched + self.random
 
 
+class GraceConfig(SliceBase, frozen=True, forbid_unknown_fields=True, tag="grace"):
+    """Contrast of two views of a node, without some of its edges and of the nodes' fields (graphs)."""
+
+    shortest: Annotated[float, Meta(gt=0, le=1)] = 0.6
+    longest: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    hidden: Share = 0.3  # of the nodes' fields, in each view
+    temperature: Positive = 0.4
+    projection: Count = 128  # width of the head that the loss looks at
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.slices != 2:
+            needs = "grace compares two views of a node"
+            raise refuse("learner.objective.slices", self.slices, needs)
+
+
+class GraphmaeConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="graphmae"):
+    """Prediction of what hidden nodes have of their own, from their neighbours (graphs)."""
+
+    masked: Annotated[float, Meta(gt=0, lt=1)] = 0.5  # share of the nodes
+    gamma: Annotated[float, Meta(ge=1)] = 2.0  # power of the cosine error
+    hidden: Count = 128  # width of the decoder
+    bucket_bits: Annotated[int, Meta(ge=1, le=16)] = 8  # of the predicted category, its lowest
+    walk: Annotated[int, Meta(ge=2, le=256)] = 4  # nodes of each walk that nodes are drawn by
+
+
+class BandanaConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="bandana"):
+    """Prediction of how much of each edge's message was let through, from both ends (graphs)."""
+
+    temperature: Positive = 1.0  # the higher, the more alike are a node's edges
+    hidden: Count = 64  # width of the head
+    walk: Annotated[int, Meta(ge=2, le=256)] = 4  # nodes of each walk that nodes are drawn by
+
+
+class Node2vecConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="node2vec"):
+    """Nodes near each other on walks are alike (graphs)."""
+
+    walk: Annotated[int, Meta(ge=2, le=256)] = 8  # nodes of a walk
+    context: Count = 3  # steps apart, at most, of a pair
+    returns: Positive = 1.0  # p: the higher, the more rarely a walk goes straight back
+    onward: Positive = 1.0  # q: the higher, the nearer it keeps to where it came from
+    others: Count = 128  # nodes that all pairs are contrasted with, by degree^0.75
+    negatives: Positive = 5.0  # so many of them weigh as one pair
+    temperature: Positive = 0.2
+
+
 class GraphClConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="graphcl"):
     """Contrast of two augmented looks at a whole graph with those at other graphs.
 
@@ -205,7 +251,16 @@ class GraphClConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag=
 AUGMENTATIONS = ("edge_drop", "node_drop", "subgraph", "field_mask")
 
 ObjectiveConfig = (
-    ColesConfig | VicregConfig | BagConfig | MlemConfig | NextInteractionConfig | GraphClConfig
+    ColesConfig
+    | VicregConfig
+    | BagConfig
+    | MlemConfig
+    | NextInteractionConfig
+    | GraceConfig
+    | GraphmaeConfig
+    | BandanaConfig
+    | Node2vecConfig
+    | GraphClConfig
 )
 
 FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBase], ...]]] = {
@@ -213,7 +268,17 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBas
         (GruConfig, LinearRecurrenceConfig),
         (ColesConfig, VicregConfig, BagConfig, MlemConfig),
     ),
-    "node": ((TemporalAttentionConfig,), (NextInteractionConfig,)),
+    "node": (
+        (TemporalAttentionConfig,),
+        (
+            NextInteractionConfig,
+            GraceConfig,
+            GraphmaeConfig,
+            BandanaConfig,
+            Node2vecConfig,
+            VicregConfig,
+        ),
+    ),
     "graph": ((GraphIsomorphismConfig,), (GraphClConfig,)),
 }
 """Encoders and objectives of each unit; the first of either is what a graph's settings have by default."""

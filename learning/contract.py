@@ -25,7 +25,7 @@ class Batch:
     """views: "slices" (S per entity, side by side), "window", "masked" (of the window),
     "next" (a sequence whose next rows are predicted). index: entity_B, record_B (one record of
     the stream), time_B (µs), and owner_M, the entity 0..B-1 of each slice. pairs: positives as
-    two rows of "slices". now_us: stream time."""
+    two rows of "slices". now_us: stream time. What graphs have beside these: see kinds/graph.py."""
 
     views: dict[str, View]
     index: dict[str, Tensor]
@@ -43,33 +43,54 @@ class Output(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What an objective asks of a batch; the learner cuts only what somebody needs."""
+    """What an objective asks of a batch; the learner draws and cuts only what somebody needs."""
 
     slices: int = 0
     shortest: float = 0.2
     longest: float = 0.8
     window: bool = False
     following: bool = False  # "next"
-    masked: float = 0.0  # share of rows hidden in "masked"
+    masked: float = 0.0  # share of rows (of a graph: of nodes) hidden in "masked"
     teacher: bool = False
     variance: bool = False  # log_variance from the encoder
     rows: bool = False  # reads h_BTD; if nobody does, it comes without rows
+    # Of graphs:
+    edges: bool = False  # examples of edges, each as of the moment before it
+    hidden: float = 0.0  # share of the nodes' features hidden in "slices"
+    bandwidth: float = 0.0  # temperature of the bandwidths in "bandwidth"
+    walk: int = 1  # nodes are drawn by walks of so many,
+    returns: float = 1.0  # p of node2vec,
+    onward: float = 1.0  # and its q
+    others: int = 0  # nodes beside them, by their degree
+
+    @property
+    def nodes(self) -> bool:
+        """Of a graph: nodes as they are now."""
+        return bool(self.slices or self.window or self.masked or self.bandwidth)
 
     @classmethod
     def all_of(cls, needs: Iterable["Needs"]) -> "Needs":
         """Everything that any of them asks for."""
         every = list(needs)
         cut = max(every, key=lambda n: n.slices, default=cls())
+        way = max(every, key=lambda n: n.walk, default=cls())
         return cls(
-            cut.slices,
-            cut.shortest,
-            cut.longest,
-            any(n.window for n in every),
-            any(n.following for n in every),
-            max((n.masked for n in every), default=0.0),
-            any(n.teacher for n in every),
-            any(n.variance for n in every),
-            any(n.rows or n.following or n.masked for n in every),
+            slices=cut.slices,
+            shortest=cut.shortest,
+            longest=cut.longest,
+            window=any(n.window for n in every),
+            following=any(n.following for n in every),
+            masked=max((n.masked for n in every), default=0.0),
+            teacher=any(n.teacher for n in every),
+            variance=any(n.variance for n in every),
+            rows=any(n.rows or n.following or n.masked for n in every),
+            edges=any(n.edges for n in every),
+            hidden=max((n.hidden for n in every), default=0.0),
+            bandwidth=max((n.bandwidth for n in every), default=0.0),
+            walk=way.walk,
+            returns=way.returns,
+            onward=way.onward,
+            others=max((n.others for n in every), default=0),
         )
 
 

@@ -15,8 +15,8 @@ from learning.adjacency import COLUMNS, PAST, SLACK, Adjacency
 from learning.config import NextInteractionConfig, ReplayConfig
 from learning.held_out import held_out
 from learning.kinds.events import subset
-from learning.node_table import ENTRY, NodeTable
-from schemas.records import I64, NEIGHBOUR, NODE_VIEW, Bool, Features, Rows, Shape, Windows
+from learning.node_table import ENTRY, Described, NodeTable
+from schemas.records import I64, NEIGHBOUR, Bool, Rows, Shape, Windows
 
 Arrays = dict[str, npt.NDArray[Any]]
 RECENT = 65_536  # ends of so many edges, of which negatives are drawn by their degree
@@ -36,10 +36,7 @@ class Examples:
     rows: Rows
     length: I64
     collides: Bool
-    own: Features | None = None  # [B, C] of nodes, where the stream has features of them
-    far: Features | None = (
-        None  # [B, C, K] of each row's far node; both said before the edge's time
-    )
+    described: Described | None = None  # what was said of nodes before the edge; not kept
 
     def __len__(self) -> int:
         return len(self.time_us)
@@ -47,17 +44,12 @@ class Examples:
     def arrays(self) -> Arrays:
         rows = {f"rows.{name}": getattr(self.rows, name) for name in COLUMNS}
         plain = {n: getattr(self, n) for n in ("nodes", "time_us", "length", "collides")}
-        own = {} if self.own is None else self.own.named("node")
-        far = {} if self.far is None else self.far.named("far")
-        return {**rows, **plain, **own, **far}
+        return {**rows, **plain}
 
     @classmethod
     def of_arrays(cls, a: Arrays) -> "Examples":
         rows = Rows(*(a[f"rows.{name}"] for name in COLUMNS))
-        found = cls(a["nodes"], a["time_us"], rows, a["length"], a["collides"])
-        if NODE_VIEW[0] in a:
-            found.own, found.far = Features.of_named(a, "node"), Features.of_named(a, "far")
-        return found
+        return cls(a["nodes"], a["time_us"], rows, a["length"], a["collides"])
 
     @classmethod
     def concat(cls, parts: "list[Examples]") -> "Examples":
@@ -69,8 +61,7 @@ class Store:
     """A FIFO of examples, flat columns."""
 
     def __init__(self, max_bytes: int, shape: Shape, window: int, nodes: int) -> None:
-        row, node = shape.row_bytes + shape.node_bytes, shape.node_bytes + 17
-        self.slots = max(2, max_bytes // (nodes * (window * row + node) + 8))
+        self.slots = max(2, max_bytes // (nodes * (window * shape.row_bytes + 17) + 8))
         self._nodes = nodes
         self._columns: Arrays = {}
         self.placed = 0
@@ -142,7 +133,7 @@ class EdgeReplay:
     def __init__(
         self, config: ReplayConfig, shape: Shape, window: int, contrast: NextInteractionConfig
     ) -> None:
-        self._config, self._contrast, self._shape = config, contrast, shape
+        self._config, self._contrast, self.shape = config, contrast, shape
         entry = shape.node_bytes + ENTRY if shape.noded else 0
         each = SLACK * window * shape.row_bytes + 8 * PAST + 200
         slots = max(64, 8 * window, config.max_bytes // 2 // (each + entry))
@@ -179,7 +170,7 @@ class EdgeReplay:
             left -= len(source)
         self.waiting -= n - left
         if not sources:
-            return np.zeros(0, np.int64), Rows.empty(self._shape)
+            return np.zeros(0, np.int64), Rows.empty(self.shape)
         return np.concatenate(sources), Rows.concat(parts)
 
     def _enter(self, source: I64, rows: Rows) -> None:
@@ -205,7 +196,7 @@ class EdgeReplay:
             parts.append(self.store.take(rng.integers(0, len(self.store), old)))
         if fresh is not None:
             self.store.add(fresh)
-        return Examples.concat(parts) if parts else None
+        return self.described(Examples.concat(parts)) if parts else None
 
     def _fresh(
         self, n: int, share: float, held: Store, rng: np.random.Generator
@@ -257,11 +248,15 @@ class EdgeReplay:
         collides[:, 0] = False
         collides = np.concatenate([np.zeros((n, 1), np.bool_), collides], 1)
         lengths = np.concatenate([own_length[:, None], length.reshape(n, -1)], 1)
-        cut = Examples(nodes, time_us, Rows(*columns), lengths, collides)
-        if self._shape.noded:
-            cut.own = self.table.get(nodes, time_us[:, None])
-            cut.far = self.table.get(cut.rows.categories[..., NEIGHBOUR], time_us[:, None, None])
-        return cut
+        return Examples(nodes, time_us, Rows(*columns), lengths, collides)
+
+    def described(self, examples: Examples) -> Examples:
+        """With what is known of the nodes and was said before each edge; of a node of which something newer was
+        said since, nothing: examples keep no features, which would be most of their size."""
+        if self.shape.noded:
+            far = examples.rows.categories[..., NEIGHBOUR]
+            examples.described = self.table.describe(examples.nodes, far, examples.time_us)
+        return examples
 
     def newest(self, n: int, share: float = 0.0, *, held: bool = False) -> Windows:
         """Windows of the n most recently touched nodes that have edges, of those held out or of the others."""
@@ -271,11 +266,11 @@ class EdgeReplay:
         slots = slots[np.argsort(-a.touched[slots], kind="stable")[: 2 * n]]
         windows = a.windows(slots)
         windows = subset(windows, np.flatnonzero(np.diff(windows.offsets) > 0)[:n])
-        return self.described(windows)
+        return self.known(windows)
 
-    def described(self, windows: Windows) -> Windows:
+    def known(self, windows: Windows) -> Windows:
         """With what is known of the nodes now."""
-        if self._shape.noded:
+        if self.shape.noded:
             windows.own = self.table.get(windows.entity)
             windows.far = self.table.get(windows.rows.categories[:, NEIGHBOUR])
         return windows

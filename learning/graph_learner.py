@@ -1,11 +1,11 @@
-"""The learner of graphs: edges in, each learnt from as of the moment before it, in order."""
+"""The learner of graphs: edges in, each learnt from as of the moment before it, in order; and nodes as they are."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
+from learning import nodes
 from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig, refuse
 from learning.contract import Objective
 from learning.edges import SOURCE, TARGET, EdgeReplay, Examples, Store, some
@@ -13,10 +13,11 @@ from learning.encoders.graph import GraphEncoder
 from learning.held_out import held_out, lowered
 from learning.kinds.events import pad, subset
 from learning.kinds.graph import Graph
-from learning.learner import NORMALISER_WINDOWS, Learner
+from learning.learner import EVALUATED, NORMALISER_WINDOWS, Learner
 from learning.learner_state import HELD_BYTES
+from learning.nodes import Drawn
 from learning.student import moved
-from schemas.records import I64, NEIGHBOUR, Bool, Shape, Told, Windows
+from schemas.records import NEIGHBOUR, Bool, Shape, Told, Windows
 
 
 class GraphLearner(Learner):
@@ -51,11 +52,15 @@ class GraphLearner(Learner):
         self.received += len(windows)
         self._admit_both(windows)
         self.replay.add(windows)
+        if not self.needs.edges:  # nothing waits to be learnt from
+            self.replay.enter(self.replay.waiting)
         self.records += len(windows)
         return len(windows)
 
     def describe(self, told: Told) -> None:
         """What nodes have of their own; the newest that was said counts."""
+        later = told.time_us > self.replay.table.said_us(told.node)
+        self.records += int(np.count_nonzero(later))  # what is told again is no new record
         self.replay.table.put(told.node, told.features, told.time_us, told.position)
 
     def _admit_both(self, windows: Windows) -> None:
@@ -69,7 +74,8 @@ class GraphLearner(Learner):
             self.admission.add(categories[~apart][:, own], rows.missing[~apart][:, own])
 
     def _ready(self) -> bool:
-        return len(self.replay) >= 2 and (self.updates > 0 or self.received >= self._first)
+        enough = len(self.replay if self.needs.edges else self.replay.adjacency) >= 2
+        return enough and (self.updates > 0 or self.received >= self._first)
 
     @property
     def _first(self) -> int:
@@ -84,19 +90,19 @@ class GraphLearner(Learner):
 
     def _set_bounds(self) -> None:
         super()._set_bounds()
-        self._renormalise_nodes()
+        self._renormalise_nodes(fold=False)
 
     def _renormalise(self) -> None:
         super()._renormalise()
         self._renormalise_nodes()
 
     @torch.no_grad()
-    def _renormalise_nodes(self) -> None:
+    def _renormalise_nodes(self, *, fold: bool = True) -> None:
         if self.shape.node_numbers:
             numbers = torch.from_numpy(self.replay.table.everything().numbers)
             for encoder in (self.encoder, self.ema):
                 assert isinstance(encoder, GraphEncoder)
-                encoder.node.renormalise(numbers)
+                encoder.node.renormalise(numbers, fold=fold)
 
     def _measure(self, windows: Windows) -> None:
         there = np.flatnonzero(np.diff(windows.offsets) > 0)[:NORMALISER_WINDOWS]
@@ -104,21 +110,29 @@ class GraphLearner(Learner):
             view = moved(pad(subset(windows, there), 0), self.device)
             self.moments.add(self.encoder.fields, self.encoder.own(view))
 
-    def _draw(self) -> Examples | None:
+    def _draw(self) -> Drawn | None:
+        """Edges, nodes or both: what the objectives need. None where one of them is not there."""
         self._lower_share()
-        drawn = self.replay.draw(self.config.batch_entities, self.share, self.held, self.rng)
-        if drawn is None or len(drawn) < 2:
-            return None
+        size, needs, drawn = self.config.batch_entities, self.needs, Drawn()
+        if needs.edges:
+            drawn.edges = self.replay.draw(size, self.share, self.held, self.rng)
+            if drawn.edges is None or len(drawn.edges) < 2:
+                return None
+        if needs.nodes:
+            drawn.nodes = nodes.draw(self.replay, size, needs, self.share, self.looked, self.rng)
+            self.looked = self.replay.adjacency.clock
+            if drawn.nodes is None:
+                return None
         if self.updates % 16 == 0:
             self._measure(self.windows(NORMALISER_WINDOWS, held=False))
         return drawn
 
     def _lower_share(self) -> None:
-        nodes, c = len(self.replay.adjacency), self.config
-        if self.share <= c.held_out_share or nodes < 1.05 * self.counted + 16:
+        known, c = len(self.replay.adjacency), self.config
+        if self.share <= c.held_out_share or known < 1.05 * self.counted + 16:
             return
-        self.counted = nodes
-        every = np.fromiter(self.replay.adjacency.index, np.int64, nodes)
+        self.counted = known
+        every = np.fromiter(self.replay.adjacency.index, np.int64, known)
         apart = int(held_out(every, self.share).sum())
         share = lowered(self.share, apart, c.held_out_share, c.held_out_entities)
         if share < self.share:
@@ -130,14 +144,25 @@ class GraphLearner(Learner):
 
             self.held.keep(still)
 
-    @torch.no_grad()
-    def _loss_on(self, kept: Any) -> float:
-        return super()._loss_on(kept) if kept is not None else float("nan")
-
-    def _part(self, kept: Any, at: I64) -> Any:
-        which = np.zeros(len(kept), np.bool_)
-        which[at] = True
-        return some(kept, which)
+    def _held_parts(self) -> Iterator[Drawn]:
+        kept = self.held.newest(EVALUATED) if self.needs.edges else None
+        if self.needs.edges and kept is None:
+            return
+        n = len(kept) if kept else len(self.windows(EVALUATED, held=True))
+        size = self.config.batch_entities
+        rng = np.random.default_rng(self.config.seed)
+        for start in range(0, max(1, n - size + 1), size):
+            part = Drawn(self.replay.described(_part(kept, start, size)) if kept else None)
+            if self.needs.nodes:
+                part.nodes = nodes.held(self.replay, size, self.needs, self.share, rng)
+                if part.nodes is None:
+                    return
+            yield part
 
     def windows(self, n: int, *, held: bool) -> Windows:
         return self.replay.newest(n, self.share, held=held)
+
+
+def _part(examples: Examples, start: int, size: int) -> Examples:
+    at = np.arange(len(examples))
+    return some(examples, (at >= start) & (at < start + size))

@@ -3,7 +3,7 @@
 Compute, check, then apply: a step whose loss or gradient is not finite changes nothing."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,7 @@ class Learner:
         self.updates = self.attempts = self.sequences = self.received = self.records = 0
         self.skipped: dict[str, int] = {}
         self.counted = 0  # nodes of a graph when the held-out share was looked at last
+        self.looked = 0  # the adjacency's clock when nodes were drawn last
         self.share = MOST if config.held_out_share else 0.0
         self.rng = np.random.default_rng(config.seed)
         with torch.random.fork_rng(devices=[]):
@@ -281,23 +282,25 @@ class Learner:
         if n < 2:
             return Quality(n)
         z_BD = embed(self.ema, windows)
-        loss = self._loss_on(self.held.newest(EVALUATED))
+        loss = self._loss_on(self._held_parts())
         return Quality(n, loss, float(effective_rank(z_BD)), float(uniformity(z_BD)))
 
-    def _loss_on(self, kept: Any) -> float:
+    def _held_parts(self) -> Iterator[Any]:
+        """What is held out, in the words of the kind; in whole batches: they compare."""
+        kept, size = self.held.newest(EVALUATED), self.config.batch_entities
+        for start in range(0, max(1, len(kept) - size + 1), size):
+            yield subset(kept, np.arange(start, min(len(kept), start + size)))
+
+    def _loss_on(self, parts: Iterator[Any]) -> float:
         """Mean loss of the averaged weights on what the kind cuts views of."""
-        rng, losses, size = np.random.default_rng(self.config.seed), [], self.config.batch_entities
-        for start in range(0, max(1, len(kept) - size + 1), size):  # whole batches: they compare
-            part = self._part(kept, np.arange(start, min(len(kept), start + size)))
+        rng, losses = np.random.default_rng(self.config.seed), []
+        for part in parts:
             batch = self.kind.views(part, self.needs, rng, augment=False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
                 each, _ = self._losses(self.ema, self._to_device(batch))
             losses.append(sum(w * float(x) for w, x in zip(self.weights, each, strict=True)))
-        return float(np.mean(losses))
-
-    def _part(self, kept: Any, at: I64) -> Any:
-        return subset(kept, at)
+        return float(np.mean(losses)) if losses else float("nan")
 
     def windows(self, n: int, *, held: bool) -> Windows:
         """A window each of up to n entities: of those held out, or of those that are trained on."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HELD_BYTES = 32 << 20
-COUNTERS = ("updates", "attempts", "sequences", "received", "records", "share", "counted")
+COUNTERS = ("updates", "attempts", "sequences", "received", "records", "share", "counted", "looked")
 
 Flat: TypeAlias = dict[str, Tensor | npt.NDArray[Any]]
 Meta: TypeAlias = dict[str, Any]
@@ -77,7 +77,7 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
     learner.skipped = dict(meta["skipped"])
     learner.rng.bit_generator.state = _numbers(meta["rng"])
     for name in COUNTERS:
-        setattr(learner, name, meta.get(name, 0))  # `counted` came later than its format
+        setattr(learner, name, meta.get(name, 0))  # the last two came later than its format
 
 
 def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:

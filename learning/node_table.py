@@ -20,6 +20,16 @@ ENTRY = 8 * len(OWN) + 120  # bytes of a node beside its features, its place in 
 
 
 @dataclass(slots=True)
+class Described:
+    """What some nodes have of their own, each once; `own` and `far` are places in it, of nodes and of the far nodes
+    of their edges. The last of `features` is of a node of which nothing is known."""
+
+    features: Features  # [F + 1]
+    own: I64
+    far: I64
+
+
+@dataclass(slots=True)
 class NodeTable:
     """Features of up to `slots` nodes; past that the ones that were written longest ago go."""
 
@@ -84,6 +94,20 @@ class NodeTable:
         found = self.features.take(np.maximum(at, 0))
         found.numbers[unknown], found.missing[unknown] = np.nan, True
         return found
+
+    def describe(self, own: I64, far: I64, before_us: I64 | None = None) -> Described:
+        """Of nodes `own` [N, ...] and `far` [N, ..., K]; without what was said at `before_us` [N] or later."""
+        every, at = np.unique(np.concatenate([own.ravel(), far.ravel()]), return_inverse=True)
+        features = Features.concat([self.get(every), Features.empty(self.shape, 1)])
+        places = at[: own.size].reshape(own.shape), at[own.size :].reshape(far.shape)
+        if before_us is not None:
+            said = self.said_us(every)
+            own, far = (
+                np.where(said[p] < before_us.reshape(-1, *(1,) * (p.ndim - 1)), p, len(every))
+                for p in places
+            )
+            return Described(features, own, far)
+        return Described(features, *places)
 
     def said_us(self, ids: I64) -> I64:
         """When what is known of these was said; 0 where nothing is. [N]"""

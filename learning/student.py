@@ -11,6 +11,7 @@ from learning.kinds.events import pad, subset
 from schemas.records import NODE_VIEW, Windows
 
 BY_ENTITY = frozenset({"state", "totals", *NODE_VIEW})  # of a view, whatever their width
+WHOLE = "described"  # what rows of a view point into
 LEAST = 32  # rows of a view that are worth a bucket of their own
 
 
@@ -44,6 +45,7 @@ class Student:
     def _encode(self, view: View) -> Output:
         """Padding costs as much as rows do: short pieces are encoded beside short ones."""
         size, longest = view["time_us"].shape
+        view = self._encoder.prepared(view)
         count = min(self._buckets, size // LEAST)
         if count < 2:
             return self._encoder(view)  # type: ignore[no-any-return]
@@ -65,6 +67,9 @@ def _trimmed(view: View, at: Tensor) -> View:
     width = view["time_us"].shape[1]
     out = {}
     for name, t in view.items():
+        if name == WHOLE:
+            out[name] = t
+            continue
         by_row = t.ndim > 1 and t.shape[1] == width and name not in BY_ENTITY
         out[name] = (t[:, :longest] if by_row else t)[at]
     return out

@@ -35,6 +35,10 @@ class Encoder(nn.Module):
         """The view as `fields` reads it."""
         return view
 
+    def prepared(self, view: View) -> View:
+        """With what is computed once for the whole view, before it is cut into buckets."""
+        return view
+
 
 class RecurrentEncoder(Encoder):
     """Fields -> layers -> the last row's state beside its features -> a vector of unit length.

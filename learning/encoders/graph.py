@@ -47,6 +47,38 @@ class NodeFields(nn.Module):
         projected: Tensor = self.project(self.features(numbers, categories, missing))
         return projected
 
+    def of_table(
+        self,
+        numbers: Tensor,
+        categories: Tensor,
+        missing: Tensor,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """`forward` of a table [F + 1, ...] whose last row is of nothing known: [S·F + 1, n], once for each row of
+        `hidden` [S, Nn + Nc], the fields that it does without. Not for export."""
+        blank = self(numbers[-1:], categories[-1:], missing[-1:])
+        numbers, categories, missing = numbers[:-1], categories[:-1], missing[:-1]
+        if hidden is None:
+            hidden = torch.zeros(1, self.numbers + self.categories, dtype=torch.bool)
+        if not self.categories and not bool(torch.isnan(numbers).any()):
+            return torch.cat([*self._complete(numbers, hidden), blank])
+        parts = []
+        for gone in hidden.to(numbers.device):
+            left = numbers.masked_fill(gone[: self.numbers], torch.nan)
+            parts.append(self(left, categories, missing | gone[self.numbers :]))
+        return torch.cat([*parts, blank])
+
+    def _complete(self, numbers: Tensor, hidden: Tensor) -> list[Tensor]:
+        """Where no number is missing: columns that are hidden in all rows need not be multiplied."""
+        x = (symlog(numbers) - self.mean) / self.scale
+        weight, indicator = torch.split(self.project.weight, self.numbers, 1)
+        parts = []
+        for gone in hidden.to(numbers.device):
+            kept, lost = torch.nonzero(~gone).squeeze(1), torch.nonzero(gone).squeeze(1)
+            offset = self.project.bias + indicator.index_select(1, lost).sum(1)
+            parts.append(F.linear(x.index_select(1, kept), weight.index_select(1, kept), offset))
+        return parts
+
     def features(
         self, numbers: Tensor | None, categories: Tensor | None, missing: Tensor | None
     ) -> Tensor:
@@ -63,8 +95,9 @@ class NodeFields(nn.Module):
         return torch.cat(parts, -1)
 
     @torch.no_grad()
-    def renormalise(self, numbers: Tensor) -> None:
-        """Mean and scale of these nodes' numbers [N, Nn], folded into the linear layer: the function stays."""
+    def renormalise(self, numbers: Tensor, *, fold: bool = True) -> None:
+        """Mean and scale of these nodes' numbers [N, Nn]. With `fold` the change goes into the linear layer and
+        the function stays; without, at the start, numbers reach the layer as large as it was made for."""
         if not self.numbers or not len(numbers):
             return
         known = torch.logical_not(torch.isnan(numbers))
@@ -73,14 +106,18 @@ class NodeFields(nn.Module):
         mean = (y * known).sum(0) / n
         scale = (((y - mean).square() * known).sum(0) / n).sqrt().clamp(min=LEAST_SCALE)
         mean, scale = mean.float().to(self.mean.device), scale.float().to(self.mean.device)
+        if fold:
+            self._fold(mean, scale)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+
+    def _fold(self, mean: Tensor, scale: Tensor) -> None:
         weight = self.project.weight
         shift = weight[:, : self.numbers] * ((mean - self.mean) / self.scale)
         self.project.bias.add_(shift.sum(1))
         # A missing number is 0 after the normaliser, whatever its mean: its indicator pays.
         weight[:, self.numbers : 2 * self.numbers] -= shift
         weight[:, : self.numbers] *= scale / self.scale
-        self.mean.copy_(mean)
-        self.scale.copy_(scale)
 
 
 class GraphEncoder(Encoder):
@@ -115,9 +152,13 @@ class GraphEncoder(Encoder):
         raise NotImplementedError
 
     def forward(self, view: View) -> Output:
-        """Of the edges only those before `length` count. [B, T] -> z_BD; h_BTD: the edges as tokens."""
-        valid_BT = there(view)
+        """Of the edges only those before `length` count. [B, T] -> z_BD; h_BTD: the edges as tokens.
+
+        In training a view may weigh its edges by `bandwidth_BT`."""
+        view, valid_BT = self.prepared(view), there(view)
         x_BTD = torch.relu(self.tokens(view)) * valid_BT.unsqueeze(-1)
+        if "bandwidth_BT" in view:
+            x_BTD = x_BTD * view["bandwidth_BT"].unsqueeze(-1)
         joined = self.readout(view, x_BTD, valid_BT, self.own_features(view))
         extra = {"joined": joined} if self.training else {}
         if self.config.variance:
@@ -135,7 +176,17 @@ class GraphEncoder(Encoder):
             return torch.relu(self._node(view, "node"))
         return torch.zeros(view["length"].shape[0], 0, device=view["length"].device)
 
+    def prepared(self, view: View) -> View:
+        """In training rows may point (`node_at`, `far_at`) into a table of distinct nodes: each is read once."""
+        if "table_numbers" not in view:
+            return view
+        table = {name.removeprefix("table_"): t for name, t in view.items() if "table_" in name}
+        rest = {name: t for name, t in view.items() if "table_" not in name}
+        return {**rest, "described": self.node.of_table(**table)}
+
     def _node(self, view: View, prefix: str) -> Tensor:
+        if "described" in view:
+            return F.embedding(view[f"{prefix}_at"], view["described"])
         columns = (f"{prefix}_{name}" for name in ("numbers", "categories", "missing"))
         found: Tensor = self.node(*(view.get(name) for name in columns))
         return found

@@ -2,33 +2,52 @@
 
 from learning.config import (
     BagConfig,
+    BandanaConfig,
     ColesConfig,
     EncoderConfig,
+    GraceConfig,
     GraphClConfig,
+    GraphmaeConfig,
+    MlemConfig,
     NextInteractionConfig,
+    Node2vecConfig,
     ObjectiveConfig,
     VicregConfig,
 )
 from learning.contract import Objective
 from learning.objectives.bag import Bag
+from learning.objectives.bandana import Bandana
 from learning.objectives.coles import Coles
+from learning.objectives.grace import Grace
 from learning.objectives.graphcl import GraphCl
+from learning.objectives.graphmae import Graphmae
 from learning.objectives.mlem import Mlem
 from learning.objectives.next_interaction import NextInteraction
+from learning.objectives.node2vec import Node2vec
 from learning.objectives.vicreg import Vicreg
 from schemas.records import Shape
 
 
 def build(config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape) -> Objective:
     """A new objective; the weights of its heads come from torch's generator."""
-    if isinstance(config, ColesConfig):
-        return Coles(config)
-    if isinstance(config, VicregConfig):
-        return Vicreg(config, encoder.dim)
-    if isinstance(config, BagConfig):
-        return Bag(config, shape, encoder.dim)
-    if isinstance(config, NextInteractionConfig):
-        return NextInteraction(config)
-    if isinstance(config, GraphClConfig):
-        return GraphCl(config, encoder.dim)
-    return Mlem(config, shape, encoder.hidden)
+    match config:
+        case ColesConfig():
+            return Coles(config)
+        case VicregConfig():
+            return Vicreg(config, encoder.dim)
+        case BagConfig():
+            return Bag(config, shape, encoder.dim)
+        case MlemConfig():
+            return Mlem(config, shape, encoder.hidden)
+        case NextInteractionConfig():
+            return NextInteraction(config)
+        case GraceConfig():
+            return Grace(config, encoder.dim)
+        case GraphmaeConfig():
+            return Graphmae(config, shape, encoder.dim)
+        case BandanaConfig():
+            return Bandana(config, encoder.dim)
+        case Node2vecConfig():
+            return Node2vec(config)
+        case GraphClConfig():
+            return GraphCl(config, encoder.dim)

@@ -33,7 +33,7 @@ class NextInteraction(Objective):
     def __init__(self, config: NextInteractionConfig) -> None:
         super().__init__()
         self.config = config
-        self.needs = Needs()
+        self.needs = Needs(edges=True)
 
     def forward(self, student: Encode, _: Encode, batch: Batch, /) -> tuple[Tensor, Update]:
         nodes_BC, collides = batch.index["nodes_BC"], batch.pairs["collides"]

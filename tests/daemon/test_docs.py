@@ -95,7 +95,7 @@ def defaulted(field: inspect.Field) -> str:
 def test_every_key_is_documented_with_its_type_and_default() -> None:
     told = {
         tuple(cell.strip("`") if i == 0 else cell for i, cell in enumerate(row[:3]))
-        for row in table("operations.md", r"[a-z_]+(\[?\.?[a-z_\]]+)*")
+        for row in table("operations.md", r"[a-z0-9_]+(\[?\.?[a-z0-9_\]]+)*")
     }
     wanted = set(settings_rows(Settings))
     assert wanted - told == set()
@@ -103,7 +103,7 @@ def test_every_key_is_documented_with_its_type_and_default() -> None:
 
 
 def test_every_key_has_a_meaning() -> None:
-    assert all(row[3] for row in table("operations.md", r"[a-z_.\[\]]+"))
+    assert all(row[3] for row in table("operations.md", r"[a-z0-9_.\[\]]+"))
 
 
 # -- metrics ----------------------------------------------------------------------------------------

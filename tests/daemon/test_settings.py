@@ -71,7 +71,15 @@ def test_what_only_a_graph_has_is_refused_elsewhere_and_what_it_needs_is_asked_f
     assert isinstance(settings.learner.objective[0], NextInteractionConfig)
     assert 'whose encoder is "temporal_attention"' in refused(graph + "[encoder]\nname = 'gru'")
     coles = "[[learner.objective]]\nname = 'coles'"
-    assert 'which learns by "next_interaction"' in refused(graph + coles)
+    assert 'which learns by "next_interaction", "grace"' in refused(graph + coles)
+    assert 'which learns by "coles"' in refused(MINIMAL + coles.replace("coles", "grace"))
+    mae = coles.replace("coles", "graphmae")
+    assert "there is no [[stream.node]]" in refused(graph + mae)
+    for name in ("vicreg", "grace", "bandana", "node2vec"):
+        check(parse(graph + coles.replace("coles", name)))
+    node = "\n[[stream.node]]\nname = 'size'\ntype = 'number'\n"
+    noded = graph.replace('kind = "graph"', 'kind = "graph"\nop = "op"')
+    check(parse(noded + node + mae))
     attention = "[encoder]\nname = 'temporal_attention'"
     assert 'whose encoder is "gru"' in refused(MINIMAL + attention)
     assert "murmur2" in refused(graph + "check_partition = false")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from learning import encoders, export
 from learning.config import TemporalAttentionConfig
+from learning.edges import Store
 from learning.graph_learner import GraphLearner
 from learning.kinds.events import pad
 from learning.node_table import NodeTable
@@ -123,8 +124,17 @@ def test_what_is_said_of_a_node_later_is_not_known_of_an_edge_before():
     made.describe(told([1, 2], said([4, 5]), late))
     drawn = made.replay.draw(4, 0.0, made.held, made.rng)
     order = np.argsort(drawn.time_us)
-    assert np.isnan(drawn.own.numbers[order[0], :2, 0]).all()
-    assert drawn.own.numbers[order[1], :2, 0].tolist() == [4.0, 5.0]
+    own = drawn.described.features.take(drawn.described.own)
+    assert np.isnan(own.numbers[order[0], :2, 0]).all()
+    assert own.numbers[order[1], :2, 0].tolist() == [4.0, 5.0]
+    far = drawn.described.features.take(drawn.described.far[order[1], 0, 0])
+    assert far.numbers[0] == 5.0, "of the edge before, as of this one"
+
+
+def test_examples_keep_no_features():
+    """Of every neighbour of every node of an example they would be most of it."""
+    wide = msgspec.structs.replace(SHAPE, node_numbers=1000)
+    assert Store(1 << 20, wide, 20, 22).slots == Store(1 << 20, SHAPE, 20, 22).slots > 2
 
 
 def test_a_learner_with_nodes_continues_bit_by_bit():
