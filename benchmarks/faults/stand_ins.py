@@ -14,7 +14,7 @@ import numpy as np
 from actors.ports import Batch
 from actors.sink import Stored, Vectors, WriteResult
 from schemas.errors import Fenced, ReleaseError, SinkDown, SourceDown
-from schemas.records import F32, F64, I64, Rows, contributions
+from schemas.records import F32, F64, I64, Features, Rows, contributions
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource
 
@@ -37,6 +37,8 @@ class SmallManifest:
     numbers: tuple[str, ...] = ("amount", "id")
     categories: tuple[str, ...] = ("what",)
     session_gap_us: int = GAP_US
+    node_numbers: tuple[str, ...] = ()
+    node_categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,11 @@ class SmallRelease:
         rng = np.random.default_rng(self.number)
         return rng.normal(size=(16, HIDDEN)), rng.normal(size=(HIDDEN + 8, DIM))
 
-    def encode(self, rows: Rows, lengths: I64, totals: F64, first_us: I64) -> tuple[F32, F32]:
+    def encode(
+        self, rows: Rows, lengths: I64, totals: F64, first_us: I64, *nodes: Features | None
+    ) -> tuple[F32, F32]:
         """Windows [B, T, ...] from a zero state, the first Δt zero: embeddings [B, D], states [B, H]."""
+        del nodes  # events have none
         state = np.zeros((len(lengths), HIDDEN), np.float32)
         out = np.zeros((len(lengths), DIM), np.float32)
         previous, totals = rows.time_us[:, 0], totals.copy()
