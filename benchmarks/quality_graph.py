@@ -129,7 +129,7 @@ def main() -> None:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     folder = os.environ.get("AFRESH_DATA")
     for _, file in map(PARTS.__getitem__, parts):
-        if not folder or not (Path(folder) / file).exists():
+        if file and (not folder or not (Path(folder) / file).exists()):
             found = f"AFRESH_DATA is {folder!r}" if folder else "AFRESH_DATA is not set"
             sys.exit(
                 f"{found}; it must name the folder with {file}: "

@@ -49,6 +49,7 @@ class Adjacency:
     id: I64 = field(init=False)
     past: I64 = field(init=False)  # [slots, PAST] ids, the first min(`led`, PAST) of them
     led: I64 = field(init=False)  # [slots] how many there ever were
+    taken: Bool = field(init=False)  # [slots] those of known nodes
     index: dict[int, int] = field(default_factory=dict)
     free: list[int] = field(default_factory=list)
     clock: int = 0
@@ -64,11 +65,16 @@ class Adjacency:
             np.empty((e, r, s.categories), np.bool_),
         )
         self.placed, self.touched, self.id, self.led = (np.zeros(e, np.int64) for _ in range(4))
+        self.taken = np.zeros(e, np.bool_)
         self.past = np.empty((e, PAST), np.int64)
         self.free = list(range(e - 1, -1, -1))
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def known(self) -> I64:
+        """The slots of all nodes, rising."""
+        return np.flatnonzero(self.taken)
 
     def add(self, source: I64, rows: Rows) -> None:
         """Edges by their source's row [N], in order; the other end's row is made here."""
@@ -143,7 +149,7 @@ class Adjacency:
                 self._evict(len(new) - len(self.free))
             for node in new:
                 slot = self.free.pop()
-                self.index[node], self.id[slot] = slot, node
+                self.index[node], self.id[slot], self.taken[slot] = slot, node, True
                 self.placed[slot] = self.led[slot] = 0
                 self.touched[slot] = self.clock
             missing = np.flatnonzero(found < 0)
@@ -151,7 +157,7 @@ class Adjacency:
         return found
 
     def _evict(self, wanted: int) -> None:
-        used = np.fromiter(self.index.values(), np.int64, len(self.index))
+        used = self.known()
         used = used[self.touched[used] < self.clock]
         if len(used) < wanted:
             raise ValueError(
@@ -164,6 +170,7 @@ class Adjacency:
     def _release(self, slots: I64) -> None:
         for slot in slots.tolist():
             del self.index[int(self.id[slot])]
+            self.taken[slot] = False
             self.free.append(slot)
 
     def forget(self, ids: I64) -> None:
@@ -171,7 +178,7 @@ class Adjacency:
         ids = np.unique(ids)
         known = [self.index[i] for i in ids.tolist() if i in self.index]
         self._release(np.array(known, np.int64))
-        live = np.fromiter(self.index.values(), np.int64, len(self.index))
+        live = self.known()
         gone = np.isin(self.past[live], ids)
         self.past[live] = np.where(gone, self.id[live][:, None], self.past[live])
         named = np.isin(self.rows.categories[live][..., NEIGHBOUR], ids) & self._there(live)
@@ -229,7 +236,7 @@ class Adjacency:
     # -- snapshot -----------------------------------------------------------------------------------
 
     def state_dict(self) -> Arrays:
-        used = np.fromiter(self.index.values(), np.int64, len(self.index))
+        used = self.known()
         columns = {name: getattr(self.rows, name)[used] for name in COLUMNS}
         own = {name: getattr(self, name)[used] for name in OWN}
         counts = np.array([self.clock, self.removals])
@@ -248,5 +255,7 @@ class Adjacency:
         for name in OWN:
             getattr(self, name)[used] = state[name][keep]
         self.index = dict(zip(state["id"][keep].tolist(), used.tolist(), strict=True))
+        self.taken[:] = False
+        self.taken[used] = True
         self.free = free.tolist()
         self.clock, self.removals = state["counts"].tolist()

@@ -227,7 +227,7 @@ class EdgeReplay:
         own, own_length = a.as_of(slots, time_us)
         past = a.past_targets(slots, c.historical, rng)
         recent = self._ends[rng.integers(0, max(1, min(self._ended, RECENT)), (n, c.matched))]
-        known = np.fromiter(a.index.values(), np.int64, len(a.index))
+        known = a.known()
         anyone = a.id[known[rng.integers(0, len(known), (n, c.random))]]
         others = np.concatenate([target[:, None], past, recent, anyone], 1)
         rows, length = a.as_of(_slots(a, others.ravel()), np.repeat(time_us, others.shape[1]))
@@ -261,7 +261,7 @@ class EdgeReplay:
     def newest(self, n: int, share: float = 0.0, *, held: bool = False) -> Windows:
         """Windows of the n most recently touched nodes that have edges, of those held out or of the others."""
         a = self.adjacency
-        slots = np.fromiter(a.index.values(), np.int64, len(a.index))
+        slots = a.known()
         slots = slots[held_out(a.id[slots], share) == held]
         slots = slots[np.argsort(-a.touched[slots], kind="stable")[: 2 * n]]
         windows = a.windows(slots)

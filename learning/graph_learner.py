@@ -132,7 +132,7 @@ class GraphLearner(Learner):
         if self.share <= c.held_out_share or known < 1.05 * self.counted + 16:
             return
         self.counted = known
-        every = np.fromiter(self.replay.adjacency.index, np.int64, known)
+        every = self.replay.adjacency.id[self.replay.adjacency.known()]
         apart = int(held_out(every, self.share).sum())
         share = lowered(self.share, apart, c.held_out_share, c.held_out_entities)
         if share < self.share:

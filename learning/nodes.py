@@ -49,7 +49,7 @@ def draw(
 ) -> Nodes | None:
     """Up to n nodes to learn from, those touched after the clock `since` first; None where there are too few."""
     a = replay.adjacency
-    slots = _used(replay)
+    slots = a.known()
     slots = slots[~held_out(a.id[slots], share)]
     if len(slots) < 2:
         return None
@@ -64,18 +64,13 @@ def held(
     replay: EdgeReplay, n: int, needs: Needs, share: float, rng: np.random.Generator
 ) -> Nodes | None:
     """Up to n held-out nodes, to be scored: walks from them go anywhere."""
-    every = _used(replay)
+    every = replay.adjacency.known()
     slots = every[held_out(replay.adjacency.id[every], share)]
     if len(slots) < 2:
         return None
     starts = slots[rng.integers(0, len(slots), max(2, n // needs.walk))]
     walks = walk(replay.adjacency, starts, needs.walk, (needs.returns, needs.onward), 0.0, rng)
     return _cut(replay, walks, _by_degree(replay, every, needs.others, rng))
-
-
-def _used(replay: EdgeReplay) -> I64:
-    index = replay.adjacency.index
-    return np.fromiter(index.values(), np.int64, len(index))
 
 
 def _by_degree(replay: EdgeReplay, slots: I64, n: int, rng: np.random.Generator) -> I64:
