@@ -19,6 +19,7 @@ from schemas.records import (
     F64,
     I64,
     NEIGHBOUR,
+    OFFSET_BITS,
     TOMBSTONE,
     Bool,
     Rows,
@@ -27,7 +28,7 @@ from schemas.records import (
 )
 
 if TYPE_CHECKING:
-    from actors.state import State
+    from actors.state import Marks, State
 
 CHUNK = 4096  # slots scanned at once
 MOST_BURIED = 10_000  # deleted nodes remembered: older ones are long gone from the mirror
@@ -259,14 +260,14 @@ def forget_neighbours(state: "State", hashes: I64, positions: I64) -> I64:
         there = slice(lo, min(lo + CHUNK, len(state.names)))
         neighbours = state.rows.categories[there, :, NEIGHBOUR]
         removed = state.rows.missing[there, :, NEIGHBOUR]
-        in_ring = np.arange(state.window) < state.placed[there, None]
-        for name, position in zip(hashes.tolist(), positions.tolist(), strict=True):
-            named = (neighbours == name) & in_ring & ~removed
-            slots = np.flatnonzero(named.any(1))
-            if state.marks is not None and len(slots):
-                slots = slots[~state.marks.hold(slots + lo, np.full(len(slots), position))]
-            removed[slots] |= named[slots]
-            touched.append(slots + lo)
+        named = among(neighbours, hashes)  # all at once: a pass for each takes too long
+        named &= np.arange(state.window) < state.placed[there, None]
+        slots, at = np.nonzero(named & ~removed)
+        if state.marks is not None and len(slots):
+            held = _held(state.marks, lo + slots, neighbours[slots, at], hashes, positions)
+            slots, at = slots[~held], at[~held]
+        removed[slots, at] = True
+        touched.append(lo + slots)
     slots = np.unique(np.concatenate(touched)) if touched else np.zeros(0, np.int64)
     if len(slots):
         merge(state, slots, Rows.empty(state.shape), np.zeros(0, np.int64))
@@ -274,10 +275,37 @@ def forget_neighbours(state: "State", hashes: I64, positions: I64) -> I64:
     return slots
 
 
+def among(values: I64, ids: I64) -> Bool:
+    """Which hashes are among `ids` [M], at least one: their lowest bits rule most out, at a tenth of `isin`'s time."""
+    size = 1 << max(16, (8 * len(ids)).bit_length())
+    seen = np.zeros(size, np.bool_)
+    seen[ids & (size - 1)] = True
+    out = seen[values & (size - 1)]
+    there, ids = values[out], np.sort(ids)
+    at = np.minimum(np.searchsorted(ids, there), len(ids) - 1)
+    out[out] = ids[at] == there
+    return np.asarray(out)
+
+
+def _held(marks: "Marks", slots: I64, named: I64, hashes: I64, positions: I64) -> Bool:
+    """Of rows which name one of `hashes`, whether their slab holds all deletions of it. [N]"""
+    order = np.lexsort((positions, hashes))
+    hashes, positions = hashes[order], positions[order]
+    topics = positions >> OFFSET_BITS  # of one node's deletions in one topic the last one counts
+    last = (np.diff(hashes, append=~hashes[-1:]) != 0) | (np.diff(topics, append=-1) != 0)
+    hashes, positions = hashes[last], positions[last]
+    first, end = (np.searchsorted(hashes, named, side) for side in ("left", "right"))
+    held = np.ones(len(named), np.bool_)
+    for nth in range(int((end - first).max())):
+        there = np.flatnonzero(first + nth < end)
+        held[there] &= marks.hold(slots[there], positions[first[there] + nth])
+    return held
+
+
 def leads_to(state: "State", first: int, last: int, nodes: I64) -> Bool:
     """Which of the slots from `first` to `last` have a row whose neighbour is one of these. [last - first]"""
     there = slice(first, last)
-    named = np.isin(state.rows.categories[there, :, NEIGHBOUR], nodes)
+    named = among(state.rows.categories[there, :, NEIGHBOUR], nodes)
     named &= np.arange(state.window) < state.placed[there, None]
     return np.asarray(named.any(1))
 

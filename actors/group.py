@@ -69,6 +69,7 @@ class Group:
     queue: I64 = field(
         default_factory=lambda: np.zeros(0, np.int64)
     )  # owed slots, most recent first
+    turn: int = 0  # the slot from which on others than the most recent are paid
     writes: int = 0
     snapshots: int = 0
     snapshot_failures: int = 0
@@ -291,16 +292,25 @@ class Group:
                 owed = np.flatnonzero(state.owed[: len(state.names)])
                 if not len(owed):
                     return None
-                age = -state.touched[owed]
-                if len(owed) > QUEUE:  # to sort a million would hold the stream up
-                    owed = owed[np.argpartition(age, QUEUE)[:QUEUE]]
-                    age = -state.touched[owed]
-                self.queue = owed[np.argsort(age, kind="stable")]
+                self.queue = self.next_owed(owed)
             slots, self.queue = self.queue[:most], self.queue[most:]
             slots = slots[state.owed[slots]]
             if len(slots):
                 vectors = encode_anew(state, slots, releases.current)
                 return slots, self._vectors(slots, vectors, state.tag[slots])
+
+    def next_owed(self, owed: I64) -> I64:
+        """Whom to pay next, the most recently touched first. Of very many half are those whose turn it is: where
+        slots are owed again and again (neighbours of a node of which something new is said every second) the
+        quiet ones would never be."""
+        age = -self.state.touched[owed]
+        if len(owed) > QUEUE:  # to sort a million would hold the stream up
+            recent = owed[np.argpartition(age, QUEUE // 2)[: QUEUE // 2]]
+            behind = owed[np.searchsorted(owed, self.turn) :][: QUEUE // 2]
+            self.turn = int(behind[-1]) + 1 if len(behind) else 0
+            owed = np.union1d(recent, behind)
+            age = -self.state.touched[owed]
+        return owed[np.argsort(age, kind="stable")]
 
     def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:
         state = self.state

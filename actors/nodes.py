@@ -24,7 +24,7 @@ class News:
     new: set[int] = field(default_factory=set)  # whose neighbours are still to be looked for
     spreading: I64 = field(default_factory=_none)  # those that are looked for now
     upto: int = 0  # ... up to this slot
-    unheard: I64 = field(default_factory=_none)  # of this group, for the learner
+    unheard: set[int] = field(default_factory=set)  # of this group, for the learner
     told_upto: int = 0  # ... and behind this slot all of them
 
     def take(self, parts: list[Decoded], state: State, buried: Buried) -> None:
@@ -47,7 +47,7 @@ class News:
             told = told.take(~ended)
             known = nodes.put(told.node, told.features, told.time_us, told.position)
             self.new.update(known.tolist())
-            self.unheard = np.union1d(self.unheard, told.node[told.row >= 0])
+            self.unheard.update(told.node[told.row >= 0].tolist())
 
     def spread(self, state: State) -> None:
         """Whose edges lead to nodes of whom something new was said is owed a vector: some slots at each turn, so
@@ -64,7 +64,8 @@ class News:
 
     def untold(self, state: State, most: int) -> I64:
         """Nodes of this group that the learner is to be told of: up to `most`, which then count as told. [M]"""
-        ids, self.unheard = self.unheard[:most], self.unheard[most:]
+        n = min(most, len(self.unheard))
+        ids = np.fromiter((self.unheard.pop() for _ in range(n)), np.int64, n)
         if not len(ids) and self.told_upto < len(state.names):
             first, self.told_upto = self.told_upto, self.told_upto + most
             slots = np.arange(first, min(self.told_upto, len(state.names)))

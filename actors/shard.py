@@ -390,6 +390,8 @@ class Shard:
         """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
         learner's process what there is."""
         if self.learner is None:
+            for group in self.groups.values():
+                group.news.unheard.clear()  # nobody asks, and it would grow
             return
         if self._told_to != self.learner.processes:
             self._told_to = self.learner.processes

@@ -37,6 +37,10 @@ class Reader:
         """Raises SinkDown, which says what Redis refuses."""
         try:
             return exchange()
+        except UnicodeEncodeError as why:
+            raise AfreshError(
+                f"{why.object!r} is no name: it is not UTF-8. Name another."
+            ) from None
         except (RedisError, OSError) as why:
             raise SinkDown(
                 f"Redis at {self._config.address}: {explain(why, self._config)}"
@@ -210,7 +214,9 @@ def _escaped(text: str) -> str:
 def forget(settings: Settings, entity: str, timeout_s: float) -> bool:
     """Produces null values and waits until their group has taken them and Redis has let the entity go.
 
-    False, at once, before the first release: then nobody has a vector. Raises AfreshError when it takes longer."""
+    False, at once, before the first release: then nobody has a vector. Raises AfreshError when it takes longer, or
+    nobody can have such a name."""
+    _check_name(settings, entity)
     reader = Reader(settings)
     before = reader.lookup([entity])[0] if reader.released() else None
     sent = _send_deletions(settings, entity, reader.group(entity) if before else None, timeout_s)
@@ -225,6 +231,19 @@ def forget(settings: Settings, entity: str, timeout_s: float) -> bool:
             )
         time.sleep(0.05)
     return True
+
+
+def _check_name(settings: Settings, entity: str) -> None:
+    """Such a deletion would be a dead letter, and be waited for in vain."""
+    limit = settings.decode.max_entity_bytes
+    try:
+        size = len(entity.encode())
+    except UnicodeEncodeError:
+        raise AfreshError(f"{entity!r} is no name: it is not UTF-8. Name another.") from None
+    if not 0 < size <= limit:
+        raise AfreshError(
+            f"The name has {size} bytes; names have 1 to {limit} (decode.max_entity_bytes): nobody has this one."
+        )
 
 
 def _gone(before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:

@@ -254,6 +254,15 @@ def test_the_learner_is_told_of_nodes_and_a_new_one_of_all_of_them(tmp_path: Pat
         wanted.forget(np.array([category_hash("n3")]))
 
 
+def test_where_nobody_learns_what_is_said_of_nodes_is_kept_for_nobody(tmp_path: Path) -> None:
+    records = [node(f"n{i}", 1000 + i, of="o", score=1.0) for i in range(50)]
+    logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()
+    owner = open_owner(tmp_path, logs, server, 0)
+    settle([owner], serving=False)
+    assert owner.group.state.nodes is not None and len(owner.group.state.nodes)
+    assert not owner.group.news.unheard
+
+
 def test_a_mirror_without_room_holds_the_source_and_nothing_else(tmp_path: Path) -> None:
     records = stream(200, 12, 1)
     logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()

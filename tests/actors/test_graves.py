@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.graves import forget_neighbours
+from actors.graves import among, forget_neighbours
 from actors.group import Group
 from actors.snapshot import Folder, GroupSnapshot, restore
-from actors.state import State
-from schemas.records import EDGE_TYPE, NEIGHBOUR, Decoded, Rows, Shape, Windows, contributions
+from actors.state import Marks, State
+from schemas.records import (
+    EDGE_TYPE,
+    NEIGHBOUR,
+    OFFSET_BITS,
+    Decoded,
+    Rows,
+    Shape,
+    Windows,
+    contributions,
+)
 
 GAP = 5
 UNTYPED, TYPED = Shape(3, 2, GAP, graph=True), Shape(3, 3, GAP, graph=True, typed=True)
@@ -244,6 +253,37 @@ def test_a_node_that_is_gone_is_nobodys_neighbour(edges: list[Edge], gone: int) 
         found = state.totals[state.index[node]]
         np.testing.assert_allclose(np.delete(found, 1), np.delete(wanted, 1), atol=1e-9)
     assert names <= {state.names[slot] for slot in slots.tolist()}
+
+
+deletions = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=6
+)
+
+
+@given(streams, deletions, st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)))
+def test_many_nodes_that_are_gone_at_once_are_so_as_one_by_one(
+    edges: list[Edge], gone: list[tuple[int, int, int]], copied: tuple[int, int] | None
+) -> None:
+    """Also where a slab holds some of their deletions; some nodes are deleted twice, in two topics."""
+    one, many = fed(edges, [], UNTYPED, 64), fed(edges, [], UNTYPED, 64)
+    for state in (one, many):
+        if copied is not None:  # every other slot was restored from the slab
+            state.marks = Marks(np.array([copied]), np.arange(state.slots) % 2 - 1)
+    nodes = np.array([node for node, _, _ in gone])
+    positions = np.array([topic << OFFSET_BITS | offset for _, topic, offset in gone])
+    slots = forget_neighbours(many, nodes, positions)
+    each = [forget_neighbours(one, nodes[[i]], positions[[i]]) for i in range(len(gone))]
+    assert slots.tolist() == sorted(set(np.concatenate(each).tolist()))
+    np.testing.assert_array_equal(many.rows.missing, one.rows.missing)
+    np.testing.assert_array_equal(many.dead, one.dead)
+    np.testing.assert_allclose(many.totals, one.totals, atol=1e-9)
+
+
+@given(st.lists(st.integers(-9, 9)), st.lists(st.integers(-9, 9), min_size=1), st.integers(0, 62))
+def test_among_is_membership(values: list[int], ids: list[int], shift: int) -> None:
+    """Hashes of the same lowest bits, too."""
+    a, b = np.array(values, np.int64) << shift, np.array(ids, np.int64) << shift
+    np.testing.assert_array_equal(among(a, b), np.isin(a, b))
 
 
 def test_a_deleted_node_leaves_no_dead_rows_to_the_next_one_in_its_slot() -> None:

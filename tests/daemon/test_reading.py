@@ -15,9 +15,9 @@ import redis
 
 from actors.partitioner import partition_of
 from daemon.children import free_ports
-from daemon.reading import forget
+from daemon.reading import Reader, forget
 from daemon.settings import Settings, load
-from schemas.errors import SinkDown
+from schemas.errors import AfreshError, SinkDown
 from schemas.published import current_key, entity_key, group_key
 from tests.helpers import eventually
 
@@ -107,6 +107,24 @@ def test_the_entity_may_have_come_back_and_is_looked_for_where_it_is(
     with pytest.raises(SinkDown, match="not forgotten"):
         forget(settings, WHO, 1)  # it is as it was
     assert {place for _, place, _, _ in deletions(settings)} == {other}
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("", "0 bytes"), ("é" * 257, "514 bytes"), ("a\udcff", "UTF-8")]
+)
+def test_a_name_that_nobody_can_have_is_refused_before_anything_is_sent(
+    settings: Settings, name: str, why: str
+) -> None:
+    """Its deletion would be a dead letter."""
+    with pytest.raises(AfreshError, match=why):
+        forget(settings, name, 10)
+    assert deletions(settings) == []
+
+
+def test_a_name_that_is_not_utf8_is_one_line(settings: Settings, database: "redis.Redis") -> None:
+    released(settings, database)
+    with pytest.raises(AfreshError, match="not UTF-8"):
+        Reader(settings).lookup([WHO, "a\udcff"])
 
 
 @pytest.mark.parametrize("what", [["lookup", WHO], ["neighbours", WHO], ["forget", WHO]])
