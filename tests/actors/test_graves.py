@@ -18,8 +18,10 @@ from schemas.records import (
     NEIGHBOUR,
     OFFSET_BITS,
     Decoded,
+    Features,
     Rows,
     Shape,
+    Told,
     Windows,
     contributions,
 )
@@ -91,6 +93,26 @@ def test_edges_of_deleted_nodes_are_not_offered_to_the_learner(tmp_path: Path) -
     assert group.without_buried(offered, late).rows.position.tolist() == [1, 2]
     group.buried.add(2, 20)
     assert group.without_buried(offered, late).rows.position.tolist() == [2]
+
+
+def test_after_a_deletion_edges_come_among_what_is_said_of_nodes(tmp_path: Path) -> None:
+    """Which is no edge: a micro-batch of both, or of such records alone, is taken as any other."""
+    shape = Shape(3, 2, GAP, graph=True, node_numbers=1)
+    group = Group(0, 1, ("t",), State(shape, 8, 3, 64), [0], tmp_path)
+    group.join(1)
+    assert group.edges is not None
+    group.buried.add(8, 20)
+    rows = rows_of([Edge("a", i, i, n) for i, n in enumerate((7, 8, 9, 8), 1)], shape)
+    none = np.zeros(4, np.bool_)
+    batch = Decoded(rows, ["a"] * 4, none, np.array([10, 10, 10, 30]), ["x"] * 4)
+    said = np.array([0, 2])
+    of = Features(
+        np.ones((2, 1), np.float32), np.zeros((2, 0), np.int64), np.ones((2, 0), np.bool_)
+    )
+    batch.told = Told(said, said, rows.time_us[said], rows.position[said], said, of)
+    for part, left in ((batch, [4]), (batch.take(batch.upsert), [])):
+        windows = group.edges.spread(0, part).windows
+        assert group.without_buried(windows, part).rows.position.tolist() == left
 
 
 def fed(edges: list[Edge], cuts: list[int], shape: Shape, window: int) -> State:
