@@ -383,14 +383,21 @@ class App:
 
 def refuse_changed(settings: Settings, served: Manifest) -> None:
     """Raises SettingsError where the settings no longer fit the release that is served."""
-    of_nodes = tuple(f"node.{name}" for name in served.node_numbers + served.node_categories)
-    columns = served.numbers + served.categories + of_nodes
+    stream = settings.stream
+    of_edges, of_nodes = (
+        tuple(f.name for f in some)
+        for some in (
+            stream.numbers + stream.categories,
+            stream.node_numbers + stream.node_categories,
+        )
+    )
     for key, before, now in (
         ("encoder.dim", served.dim, settings.encoder.dim),
         ("encoder.window", served.window, settings.encoder.window),
         ("encoder.hidden × encoder.layers", served.state, settings.encoder.state),
-        ("stream.session_gap_s", served.session_gap_us / 1e6, settings.stream.session_gap_s),
-        ("stream.field", columns, settings.stream.columns),
+        ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
+        ("stream.field", served.numbers + served.categories, of_edges),
+        ("stream.node", served.node_numbers + served.node_categories, of_nodes),
     ):
         if before != now:
             raise SettingsError(

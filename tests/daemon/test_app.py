@@ -2,11 +2,16 @@
 
 import time
 
+import msgspec
 import pytest
 
+from actors.graphs import of_stream
 from actors.processes import Status
-from daemon.app import App, Child
+from daemon.app import App, Child, refuse_changed
 from daemon.supervisor import Process
+from schemas.errors import SettingsError
+from schemas.published import Manifest
+from schemas.records import Field, FieldType, StreamConfig
 from schemas.stats import ShardStats
 from tests.daemon.test_settings import MINIMAL, parse
 
@@ -44,3 +49,20 @@ def test_a_shard_that_has_not_restored_is_not_ready() -> None:
     assert "shard-0 is being started" in app(shard_0=(0.0, None)).ready()
     assert "shard-0 is being started" in app(shard_0=(0.0, Status(0))).ready()
     assert "shard-0 is being started" not in app(shard_0=(0.0, Status(1, ShardStats()))).ready()
+
+
+@pytest.mark.parametrize("key", ["field", "node"])
+def test_columns_that_changed_under_a_release_are_named_by_their_key(key: str) -> None:
+    """What nodes have of their own is under another key than what edges have."""
+    one, two = Field("one", FieldType.number), Field("two", FieldType.category)
+    stream = StreamConfig("who", "at", (one,), kind="graph", neighbour="whom", op="op", node=(one,))
+    settings = msgspec.structs.replace(parse(MINIMAL), stream=stream)
+    encoder = settings.encoder
+    served = Manifest(
+        stream="s", release=3, generation=1, created_us=1, dim=encoder.dim, window=encoder.window,
+        state=encoder.state, encode=(), encode_out=(), encode_sha256="", **of_stream(stream),
+    )  # fmt: skip
+    refuse_changed(settings, served)
+    changed = msgspec.structs.replace(stream, **{key: (one, two)})
+    with pytest.raises(SettingsError, match=f"^stream.{key} is .*'two'.*release 3 was made with"):
+        refuse_changed(msgspec.structs.replace(settings, stream=changed), served)
