@@ -27,7 +27,7 @@ from learning.config import EncoderConfig, LearnerConfig
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from schemas.errors import SnapshotError
-from schemas.records import OFFSET_BITS, Shape, Told, Windows
+from schemas.records import I64, NEIGHBOUR, OFFSET_BITS, Shape, Told, Windows
 from schemas.stats import LearnerStats
 
 log = structlog.get_logger()
@@ -153,10 +153,16 @@ class Learn:
         """Takes what came in; what a restored learner has learnt from already is skipped."""
         with self._lock:
             parts, self._inbox, self._inbox_bytes = list(self._inbox), deque(), 0
+        gone = list[
+            int
+        ]()  # each time is a pass over the replay: together, until one of them is back
         for part in parts:
             if isinstance(part, list):
-                self._learner.forget(np.array(part, np.int64))
+                gone += part
                 continue
+            if gone and np.isin(self._named(part), gone).any():
+                self._learner.forget(np.array(gone, np.int64))
+                gone.clear()
             if isinstance(part, Told):
                 self._learner.describe(part)
                 continue
@@ -171,6 +177,17 @@ class Learn:
             self._marks[group] = positions
             self._learner.receive(windows)
             self._stats.received += len(windows)
+        if gone:
+            self._learner.forget(np.array(gone, np.int64))
+
+    def _named(self, part: Part | Told) -> I64:
+        """Of whom it is; of edges both ends."""
+        if isinstance(part, Told):
+            return part.node
+        windows = part[2]
+        if self._learner.shape.unit != "node":
+            return windows.entity
+        return np.concatenate([windows.entity, windows.rows.categories[:, NEIGHBOUR]])
 
     def _beyond(self, edges: Windows, mark: list[int]) -> Windows:
         """Edges that were not received before: unlike windows of an entity, they would count twice."""

@@ -173,6 +173,30 @@ def test_a_deletion_reaches_windows_that_came_before_it_and_no_others(tmp_path: 
     assert back in residents(tmp_path)
 
 
+def test_many_deletions_are_one_pass_over_the_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a steady trickle of them takes all of the learner's time, though others' windows lie between."""
+    learner = learn(tmp_path, held_out_share=0.0)
+    passes, forget = list[list[int]](), learner._learner.forget
+
+    def counted(entities: np.ndarray) -> None:
+        passes.append(entities.tolist())
+        forget(entities)
+
+    monkeypatch.setattr(learner._learner, "forget", counted)
+    taken = part(5)
+    gone = [int(e) for e in taken[2].entity[1:4]]
+    learner.offer([taken])
+    for entity in gone:
+        assert learner.forget([entity])
+        learner.offer([part(9, entities=1)])
+    learner.turn()
+    assert passes == [gone]
+    learner.run(lambda: True)
+    assert not residents(tmp_path) & set(gone)
+
+
 def test_a_deletion_outlives_a_crash_and_the_loss_of_the_newest_snapshot(tmp_path: Path) -> None:
     learner = learn(tmp_path, held_out_share=0.0)
     taken = part(5)
