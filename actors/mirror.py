@@ -148,7 +148,7 @@ class Reader:
     def read(self, batch: Batch) -> tuple[Decoded, list[BadRecord]]:
         """The rows that were not taken before, in order."""
         bad, parts, names, gone, stamps = list[BadRecord](), [], list[str](), list[Gone](), []
-        said, ended, seen = list[Told](), dict[int, int](), 0
+        said, ended, seen, origins = list[Told](), dict[int, int](), 0, []
         for at, value in enumerate(batch.values):
             position = (batch.topic << OFFSET_BITS) | int(batch.offsets[at])
             try:
@@ -178,10 +178,13 @@ class Reader:
             parts.append(rows.take(keep))
             names += [message.names[i] for i in np.flatnonzero(keep).tolist()]
             stamps.append(stamp[keep])
+            origins.append(origin.topic << OFFSET_BITS | origin.offset[keep])
         rows = Rows.concat(parts) if parts else Rows.empty(self._shape)
         n = len(names)
         stamped = np.concatenate(stamps) if stamps else np.zeros(0, np.int64)
         decoded = Decoded(rows, names, np.zeros(n, np.bool_), stamped, gone=gone)
+        # both ends put an edge in one place: by where its record is, not by where the mirror has it
+        decoded.origin = np.concatenate(origins) if origins else np.zeros(0, np.int64)
         if said:  # what a deletion stands behind has ended
             told = Told.concat(said)
             last = np.array([ended.get(node, -1) for node in told.node.tolist()], np.int64)

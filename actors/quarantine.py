@@ -182,6 +182,7 @@ def joined(parts: list[Decoded]) -> Decoded:
             for g in p.gone
         ],
         Told.concat(told) if told else None,
+        np.concatenate([p.rows.position if p.origin is None else p.origin for p in parts]),
     )
 
 

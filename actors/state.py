@@ -158,11 +158,13 @@ class State:
         """Takes a micro-batch of one group into the state. Each record changes its entity once."""
         accepted = len(decoded.entities)
         entities, rows, deleted = decoded.entities, decoded.rows, list[str]()
-        upsert = decoded.upsert
+        upsert, origin = decoded.upsert, decoded.origin
+        if origin is None:
+            origin = rows.position
         if decoded.deleted.any():
             keep, deleted = self._delete_in(decoded)
             entities, rows = [decoded.entities[i] for i in keep.tolist()], rows.take(keep)
-            upsert = upsert[keep]
+            upsert, origin = upsert[keep], origin[keep]
         self.clock += 1
         slots = np.fromiter(map(self.index.get, entities, repeat(-1)), np.int64, len(entities))
         if self.marks is not None:
@@ -172,8 +174,10 @@ class State:
             if held.any():
                 keep = np.flatnonzero(~held)
                 accepted -= len(slots) - len(keep)
-                slots, rows, upsert = slots[keep], rows.take(keep), upsert[keep]
+                slots, rows = slots[keep], rows.take(keep)
+                upsert, origin = upsert[keep], origin[keep]
                 entities = [entities[i] for i in keep.tolist()]
+        rows = replace(rows, position=origin)  # what was skipped went by where it was read
         new = np.flatnonzero(slots < 0)
         self.touched[slots[slots >= 0]] = (
             self.clock

@@ -434,6 +434,9 @@ class Decoded:
     neighbours: list[str] = field(default_factory=list)  # [N] of a graph: far nodes; else empty
     gone: list[Gone] = field(default_factory=list)
     told: Told | None = None  # rows that say something of their node are no edges
+    origin: I64 | None = (
+        None  # [N] topic << OFFSET_BITS | offset where the record itself is; None: `position`
+    )
 
     @property
     def upsert(self) -> Bool:
@@ -458,6 +461,7 @@ class Decoded:
             list(compress(self.neighbours, chosen)),
             [g._replace(before=int(np.count_nonzero(keep[: g.before]))) for g in self.gone],
             told,
+            None if self.origin is None else self.origin[keep],
         )
 
 

@@ -263,6 +263,24 @@ def test_where_nobody_learns_what_is_said_of_nodes_is_kept_for_nobody(tmp_path: 
     assert not owner.group.news.unheard
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_both_ends_agree_on_what_happened_at_the_same_time(tmp_path: Path, first: int) -> None:
+    """An edge, and its removal by the other node, of one event time: the order is that of their records."""
+    a, b = two_homes()
+    records = [edge(a, b, 1000), edge(b, a, 1000, op="remove")]
+    fill = [edge(r.key.decode(), r.key.decode(), 1) for r in records]  # a loop moves one topic on
+    logs, server = MemorySource([fill[first], *records], TOPICS, GROUPS), MemoryServer()
+    owners = owners_of(tmp_path, logs, server, window=WIDE)
+    settle(owners, serving=False)
+    seen = {
+        name: category_hash(b if name == a else a)
+        in o.group.state.windows(np.array([slot])).rows.categories[:, NEIGHBOUR].tolist()
+        for o in owners
+        for name, slot in o.group.state.index.items()
+    }
+    assert seen[a] == seen[b] == (first == 0)
+
+
 def test_a_mirror_without_room_holds_the_source_and_nothing_else(tmp_path: Path) -> None:
     records = stream(200, 12, 1)
     logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()
