@@ -227,11 +227,11 @@ class Group:
         return touched
 
     def without_buried(self, edges: Windows, decoded: Decoded) -> Windows:
-        """The edges (windows of one row, of the records that neither delete nor say something of a node) without
-        those of nodes that were deleted since they were produced: the learner has forgotten these."""
+        """The edges (windows of one row) of these records without those of nodes that were deleted since they
+        were produced: the learner has forgotten these."""
         if not self.buried.since:
             return edges
-        stamps = decoded.timestamp_ms[~(decoded.deleted | decoded.upsert)]
+        stamps = decoded.timestamp_ms[decoded.edge]
         ended = self.buried.before(edges.entity, stamps)
         ended |= self.buried.before(edges.rows.categories[:, NEIGHBOUR], stamps)
         return edges.of_one_row(~ended) if ended.any() else edges

@@ -443,6 +443,11 @@ class Decoded:
             out[self.told.row[self.told.row >= 0]] = True
         return out
 
+    @property
+    def edge(self) -> Bool:
+        """[N] of a graph's nodes: which rows are edges, not deletions or what is said of a node."""
+        return np.asarray(~(self.deleted | self.upsert))
+
     def take(self, keep: Bool) -> Self:
         """The rows that `keep` [N] says."""
         chosen = keep.tolist()

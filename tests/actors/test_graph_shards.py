@@ -301,6 +301,22 @@ def test_the_learner_is_offered_edges_as_their_sources_see_them(tmp_path: Path) 
     assert {e for log in heard for w in log.windows for e in w.entity.tolist()} <= hashes
 
 
+def test_after_a_deletion_edges_come_beside_what_is_said_of_nodes(tmp_path: Path) -> None:
+    records = stream(60, 12, 2)
+    logs, server = MemorySource([deletion("n3")], TOPICS, GROUPS), MemoryServer()
+    heard = [Log() for _ in range(GROUPS)]
+    owners = [
+        open_owner(tmp_path, logs, server, n, window=WIDE, learner=heard[n]) for n in range(GROUPS)
+    ]
+    for owner in owners:
+        owner.shard._sampling.allows = lambda: True  # type: ignore[method-assign]
+    settle(owners, serving=False)
+    logs.put(*records)
+    settle(owners, serving=False)
+    said = sum(b'"node"' in (r.value or b"") for r in records)
+    assert sum(len(log.rows) for log in heard) == len(records) - said and said > 2
+
+
 def test_a_deleted_node_is_nobodys_neighbour_in_any_group(folder: Path) -> None:
     records = stream(150, 12, 3)
     logs, server = MemorySource(records, TOPICS, GROUPS), MemoryServer()
