@@ -414,7 +414,7 @@ class Group:
             state_bytes=state.nbytes,
             release=int(tags.max(initial=0)),
             oldest_release=int(tags.min()) if len(tags) else 0,
-            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news.pending),
+            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news),
             snapshot_age_s=now - (self.opened_at if self.snapshot_at is None else self.snapshot_at),
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,

@@ -178,8 +178,7 @@ class Shard:
         quiet = not (batches or by_group)
         if quiet:
             self._look_at_redis()
-        for group in self.groups.values():
-            group.news.spread(group.state)
+        self._spread_news(idle=quiet)
         self._pay_owed(idle=quiet)
         self._snapshot_turn()
         self._stats.progress += 1
@@ -333,6 +332,16 @@ class Shard:
         self._observe(self._stats.swap_pause, self._clock() - began)
         log.info("release_adopted", release=self.releases.current.number)
 
+    def _spread_news(self, idle: bool) -> None:
+        """Looks for those whose vectors follow from what was said of other nodes."""
+        news = [g for g in self.groups.values() if len(g.news)]
+        if not news or not (idle or self._encoding.allows()):
+            return
+        began = self._clock()
+        for group in news:
+            group.news.spread(group.state)
+        self._encoding.spend(self._clock() - began)
+
     def _pay_owed(self, idle: bool) -> None:
         """Writes owed entities: a release reaches the quiet ones, an outage is made good."""
         if (
@@ -390,8 +399,6 @@ class Shard:
         """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
         learner's process what there is."""
         if self.learner is None:
-            for group in self.groups.values():
-                group.news.unheard.clear()  # nobody asks, and it would grow
             return
         if self._told_to != self.learner.processes:
             self._told_to = self.learner.processes
