@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -359,6 +360,10 @@ def test_a_snapshot_of_another_kind_of_stream_is_refused(tmp_path: Path) -> None
         Group.open(0, 1 << 30, TOPICS, tmp_path / "group-0", events, sizes, STREAM.columns)
     with pytest.raises(SnapshotError, match="fields"):
         Group.open(0, 1 << 30, TOPICS, tmp_path / "group-0", shape, sizes, ("direction",))
+    # a node's field of the same name, and of another type
+    other = msgspec.structs.replace(shape, node_numbers=0, node_categories=2)
+    with pytest.raises(SnapshotError, match="node numbers = 1, the settings say 0"):
+        Group.open(0, 1 << 30, TOPICS, tmp_path / "group-0", other, sizes, STREAM.columns)
 
 
 def mirror_batch(*values: bytes | None) -> Batch:
