@@ -287,7 +287,7 @@ def test_the_learner_is_offered_edges_as_their_sources_see_them(tmp_path: Path) 
         open_owner(tmp_path, logs, server, n, window=WIDE, learner=heard[n]) for n in range(GROUPS)
     ]
     for owner in owners:
-        owner.shard._sampling.allows = lambda: True  # type: ignore[method-assign]
+        owner.shard.offers.budget.allows = lambda: True  # type: ignore[method-assign]
     settle(owners, serving=False)
     said = sum(b'"node"' in (r.value or b"") for r in records)
     assert sum(len(log.rows) for log in heard) == len(records) - said and said > 5
@@ -310,7 +310,7 @@ def test_after_a_deletion_edges_come_beside_what_is_said_of_nodes(tmp_path: Path
         open_owner(tmp_path, logs, server, n, window=WIDE, learner=heard[n]) for n in range(GROUPS)
     ]
     for owner in owners:
-        owner.shard._sampling.allows = lambda: True  # type: ignore[method-assign]
+        owner.shard.offers.budget.allows = lambda: True  # type: ignore[method-assign]
     settle(owners, serving=False)
     logs.put(*records)
     settle(owners, serving=False)
