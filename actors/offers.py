@@ -74,6 +74,8 @@ class Offers:
         """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
         learner's process what there is."""
         if self.learner is None:
+            for group in self._groups:
+                group.news.unheard.clear()  # nobody asks
             return
         if self._told_to != self.learner.processes:
             self._told_to = self.learner.processes

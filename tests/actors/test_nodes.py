@@ -49,7 +49,7 @@ def test_the_learner_is_told_of_who_waits_longest_first() -> None:
     assert heard(news, state, 9) == [{category_hash("a")}]
 
 
-def test_without_a_learner_what_it_is_to_be_told_stays_bounded(
+def test_what_a_learner_that_is_behind_is_to_be_told_stays_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(nodes, "UNHEARD", 8)
