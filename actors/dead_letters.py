@@ -66,7 +66,7 @@ def _letter(
         headers.append(("value", b"null"))
         value = b""
     elif row is not None or isinstance(value, pa.RecordBatch):
-        value = _ipc(value, row)
+        value = arrow_stream(value, row)
     key = batch.keys[at]
     if key is not None and len(key) > KEPT_KEY:
         digest = hashlib.sha256(key).hexdigest().encode()
@@ -76,7 +76,7 @@ def _letter(
     return letter if len(value) <= config.dlq.max_bytes else _shortened(letter)
 
 
-def _ipc(value: Any, row: int | None) -> bytes:
+def arrow_stream(value: Any, row: int | None) -> bytes:
     """A stream of one row of an arrow message, numbered through all its batches, or of all rows."""
     found = batches(value, _EXPANDED) if isinstance(value, bytes) else [value]
     if row is not None:

@@ -184,19 +184,6 @@ class _Batch:
         return Instants(out.us, missing, out.bad & ~missing)
 
 
-def one_row(value: Any, row: int) -> bytes:
-    """An IPC stream of one row of a message that `decode` has read: what a dead letter carries."""
-    found = [value] if isinstance(value, pa.RecordBatch) else list(pa.ipc.open_stream(value))
-    for batch in found:
-        if row < batch.num_rows:
-            out = pa.BufferOutputStream()
-            with pa.ipc.new_stream(out, batch.schema) as writer:
-                writer.write_batch(batch.take(pa.array([row])))
-            return bytes(out.getvalue())
-        row -= batch.num_rows
-    raise IndexError(row)
-
-
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 

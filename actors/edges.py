@@ -1,6 +1,6 @@
 """Edges have two ends: rows of a graph for both nodes, here or, through the mirror, in another group.
 
-Shapes: N records of a micro-batch, E of them edges (the rest are deletions)."""
+Shapes: N records of a micro-batch, E of them edges (the rest are deletions, or of nodes)."""
 
 from dataclasses import dataclass, replace
 
@@ -56,7 +56,7 @@ class Edges:
             rows.time_us, rows.position, rows.numbers.copy(), rows.categories.copy(), rows.missing
         )
         far.numbers[:, DIRECTION], far.categories[:, NEIGHBOUR] = 0.0, sources
-        edge = ~(decoded.deleted | decoded.upsert)
+        edge = decoded.edge
         two = edge & (sources != rows.categories[:, NEIGHBOUR])  # a loop has one row
         to = np.full(n, self._group)
         if self._groups > 1 and two.any():

@@ -163,18 +163,22 @@ class Buried:
     since: dict[int, int] = field(
         default_factory=dict
     )  # category_hash -> produced, ms; the oldest first
+    _sorted: tuple[I64, I64] | None = None  # nodes rising, and when; None: to be made
 
     def add(self, node: int, timestamp_ms: int) -> None:
+        self._sorted = None
         self.since[node] = max(timestamp_ms, self.since.pop(node, 0))
         if len(self.since) > MOST_BURIED:
             del self.since[next(iter(self.since))]
 
     def before(self, nodes: I64, timestamp_ms: I64) -> Bool:
         """Which of N nodes were deleted after that. [N]"""
-        n = len(self.since)
-        known = np.fromiter(self.since, np.int64, n)
-        order = np.argsort(known)
-        known, since = known[order], np.fromiter(self.since.values(), np.int64, n)[order]
+        if self._sorted is None:
+            n = len(self.since)
+            known = np.fromiter(self.since, np.int64, n)
+            order = np.argsort(known)
+            self._sorted = known[order], np.fromiter(self.since.values(), np.int64, n)[order]
+        known, since = self._sorted
         at = np.minimum(np.searchsorted(known, nodes), len(known) - 1)
         return np.asarray((known[at] == nodes) & (timestamp_ms < since[at]))
 

@@ -227,11 +227,11 @@ class Group:
         return touched
 
     def without_buried(self, edges: Windows, decoded: Decoded) -> Windows:
-        """The edges (windows of one row, of the records that neither delete nor say something of a node) without
-        those of nodes that were deleted since they were produced: the learner has forgotten these."""
+        """The edges (windows of one row) of these records without those of nodes that were deleted since they
+        were produced: the learner has forgotten these."""
         if not self.buried.since:
             return edges
-        stamps = decoded.timestamp_ms[~(decoded.deleted | decoded.upsert)]
+        stamps = decoded.timestamp_ms[decoded.edge]
         ended = self.buried.before(edges.entity, stamps)
         ended |= self.buried.before(edges.rows.categories[:, NEIGHBOUR], stamps)
         return edges.of_one_row(~ended) if ended.any() else edges
@@ -414,7 +414,7 @@ class Group:
             state_bytes=state.nbytes,
             release=int(tags.max(initial=0)),
             oldest_release=int(tags.min()) if len(tags) else 0,
-            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news.pending),
+            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news),
             snapshot_age_s=now - (self.opened_at if self.snapshot_at is None else self.snapshot_at),
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,

@@ -43,7 +43,7 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mirror_topic: str = ""  # of a graph with several partitions; default: <stream>.mirror
     check_partition: bool | None = None  # default: where there are several topics
     max_skew_s: Annotated[float, Meta(ge=0)] | None = None
-    """Event time that a partition may be ahead of the others; 0: any. Default: any, of a graph MAX_SKEW_S."""
+    """Event time that a partition may be ahead of the others; 0: any. Default: any, of a graph's nodes MAX_SKEW_S."""
     max_records_bytes: Annotated[int, Meta(ge=65_536)] = 16 << 20  # of one answer of a broker
     max_partition_bytes: Annotated[int, Meta(ge=65_536)] = 2 << 20  # of one partition in it
     max_expanded_bytes: Annotated[int, Meta(ge=65_536)] = 256 << 20  # of one compressed batch
@@ -129,9 +129,9 @@ class SourceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         several = len(self.topics) > 1
         return several if self.check_partition is None else self.check_partition
 
-    def max_skew_us(self, graph: bool) -> int:
-        """0: partitions do not wait for each other."""
-        default = MAX_SKEW_S if graph else 0.0
+    def max_skew_us(self, nodes: bool) -> int:
+        """0: partitions do not wait for each other. nodes: entities are a graph's, with edges in all partitions."""
+        default = MAX_SKEW_S if nodes else 0.0
         return round(1e6 * (default if self.max_skew_s is None else self.max_skew_s))
 
     def client(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Shapes: M nodes."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from actors.graves import Buried, leads_to
 from actors.state import State
 from schemas.records import I64, Decoded
 
-SPREAD = 16_384  # slots looked through at one turn
+SPREAD = 4096  # slots looked through at one turn
+UNHEARD = 65_536  # nodes noted one by one for the learner
 
 
 def _none() -> I64:
@@ -24,7 +26,7 @@ class News:
     new: set[int] = field(default_factory=set)  # whose neighbours are still to be looked for
     spreading: I64 = field(default_factory=_none)  # those that are looked for now
     upto: int = 0  # ... up to this slot
-    unheard: set[int] = field(default_factory=set)  # of this group, for the learner
+    unheard: dict[int, None] = field(default_factory=dict)  # of this group, for the learner
     told_upto: int = 0  # ... and behind this slot all of them
 
     def take(self, parts: list[Decoded], state: State, buried: Buried) -> None:
@@ -47,7 +49,9 @@ class News:
             told = told.take(~ended)
             known = nodes.put(told.node, told.features, told.time_us, told.position)
             self.new.update(known.tolist())
-            self.unheard.update(told.node[told.row >= 0].tolist())
+            self.unheard |= dict.fromkeys(told.node[told.row >= 0].tolist())
+        if len(self.unheard) > UNHEARD:  # the learner is behind: later all of them are told again
+            self.unheard, self.told_upto = {}, 0
 
     def spread(self, state: State) -> None:
         """Whose edges lead to nodes of whom something new was said is owed a vector: some slots at each turn, so
@@ -55,7 +59,8 @@ class News:
         if not len(self.spreading):
             if not self.new:
                 return
-            self.spreading, self.new, self.upto = np.array(sorted(self.new)), set(), 0
+            new = np.fromiter(self.new, np.int64, len(self.new))
+            self.spreading, self.new, self.upto = np.sort(new), set(), 0
         first, self.upto = self.upto, min(self.upto + SPREAD, len(state.names))
         slots = first + np.flatnonzero(leads_to(state, first, self.upto, self.spreading))
         state.owed[slots] = True
@@ -64,13 +69,18 @@ class News:
 
     def untold(self, state: State, most: int) -> I64:
         """Nodes of this group that the learner is to be told of: up to `most`, which then count as told. [M]"""
-        n = min(most, len(self.unheard))
-        ids = np.fromiter((self.unheard.pop() for _ in range(n)), np.int64, n)
+        ids = np.array(list(islice(self.unheard, most)), np.int64)
+        for node in ids.tolist():
+            del self.unheard[node]
         if not len(ids) and self.told_upto < len(state.names):
             first, self.told_upto = self.told_upto, self.told_upto + most
             slots = np.arange(first, min(self.told_upto, len(state.names)))
             ids = state.hashes(slots[state.count[slots] > 0])
         return ids
+
+    def __len__(self) -> int:
+        """Of how many nodes the neighbours may not have heard."""
+        return len(self.new) + len(self.spreading)
 
     @property
     def pending(self) -> list[int]:

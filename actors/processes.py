@@ -204,7 +204,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         learner,
         mirror,
     )
-    skew_us = spec.source.max_skew_us(spec.stream.graph)
+    skew_us = spec.source.max_skew_us(spec.stream.nodes)
     return Shard(spec.shard, opened, ports, max_skew_us=skew_us)
 
 

@@ -16,18 +16,18 @@ import numpy as np
 import structlog
 from msgspec import Meta
 
+from actors.budget import Budget
 from actors.decode import Decoder
 from actors.embed import Releases
 from actors.group import Group
+from actors.offers import Offers
 from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.sink import Sink, Vectors, WriteResult
 from actors.skew import Part, Piece, Skew
-from actors.state import Touched
 from schemas.errors import SinkDown, SnapshotError, SourceDown
-from schemas.records import I64, NEIGHBOUR, Decoded, Rows, Windows, category_hash
+from schemas.records import I64, Decoded, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
 
-TOLD = 1024  # nodes that the learner is told of in one call
 LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
 log = structlog.get_logger()
 
@@ -73,22 +73,6 @@ class Posted:
     answer: Callable[[], WriteResult]
 
 
-class Budget:
-    """Lets a side task have at most `share` of the time."""
-
-    def __init__(self, share: float, clock: Callable[[], float]) -> None:
-        self._share, self._clock, self._spent, self._since = share, clock, 0.0, clock()
-
-    def allows(self) -> bool:
-        elapsed = self._clock() - self._since
-        if elapsed > 10.0:  # old thrift is not saved up
-            self._since, self._spent, elapsed = self._clock(), 0.0, 0.0
-        return self._spent <= self._share * elapsed
-
-    def spend(self, seconds: float) -> None:
-        self._spent += seconds
-
-
 class Shard:
     """`groups` are opened and unstarted."""
 
@@ -104,21 +88,18 @@ class Shard:
         self.config, self.groups = config, {g.number: g for g in groups}
         self.source, self.decoder, self.sink = ports.source, ports.decoder, ports.sink
         self.dead_letters, self.releases = ports.dead_letters, ports.releases
-        self.learner, self.mirror, source = ports.learner, ports.mirror, ports.source
+        self.mirror, source = ports.mirror, ports.source
         self._clock, self._wall = clock, wall
         self._stats = ShardStats(source_up=True)
         self._reported = ShardStats()
         self._reported_at = -1.0
-        self._sampling = Budget(config.sample_share, clock)
+        self.offers = Offers(ports.learner, groups, config, self._stats, clock)
         self._encoding = Budget(config.encode_share, clock)
-        self._rng = np.random.default_rng([config.seed, *sorted(self.groups)])
         self._due: dict[int, float] = {}
         self._chunk = 32
         self._look_at = clock() + LOOK_S
         self._sink_up = True
         self._posted: Posted | None = None
-        self._telling: tuple[Group, I64] | None = None  # nodes that the learner is told of just now
-        self._told_to = -1  # which of the learner's processes
         parts = {
             (g.number, topic): g.edges is not None and topic == g.edges.mirror
             for g in groups
@@ -126,8 +107,6 @@ class Shard:
         }
         self.skew = Skew(max_skew_us, parts, source.idle, clock, wall)
         self._closed: set[Part] = set()  # paused partitions
-        # deleted entities that the learner has not yet durably forgotten
-        self._forgets = list(dict.fromkeys(e for group in groups for e in group.forgets))
         for i, group in enumerate(groups):
             # a first snapshot at once pins where a new group began; the others take turns
             part = (i + 1) / len(groups) if group.positions else 0.0
@@ -169,17 +148,14 @@ class Shard:
             self.skew.rest()
         for number, mine in by_group.items():
             self._take(self.groups[number], mine)
-        if self._forgets and self.learner is not None:
-            del self._forgets[: self.learner.forget(self._forgets)]
-        self._describe()
+        self.offers.turn()
         came = sum(len(batch.offsets) for batch in batches)
         if came < most:  # else more is waiting: Redis and we work at the same time
             self._settle()
         quiet = not (batches or by_group)
         if quiet:
             self._look_at_redis()
-        for group in self.groups.values():
-            group.news.spread(group.state)
+        self._spread_news(idle=quiet)
         self._pay_owed(idle=quiet)
         self._snapshot_turn()
         self._stats.progress += 1
@@ -221,9 +197,9 @@ class Shard:
             parts.append(decoded)
         touched = group.apply(parts)
         self._stats.accepted += touched.accepted
-        self._forgets += [gone.node for part in parts for gone in part.gone]
+        self.offers.forgets += [gone.node for part in parts for gone in part.gone]
         if touched.deleted:
-            self._forgets += [category_hash(name) for name in touched.deleted]
+            self.offers.forgets += [category_hash(name) for name in touched.deleted]
         if group.phase != "serving" or not self._sink_up:
             group.forget_vectors(touched)
         else:
@@ -232,9 +208,9 @@ class Shard:
             self._stats.stepped += int(touched.lengths[~touched.anew].sum())
             self._post(group, touched.slots, vectors, deletions, parts)
         if group.phase != "replaying" and group.edges is not None:
-            self._offer_edges(group, edges)
+            self.offers.edges(group, edges)
         elif group.phase != "replaying":
-            self._sample(group, touched)
+            self.offers.sample(group, touched)
         if group.advance(self.releases.current is not None):
             log.info("serving", group=group.number, positions=group.positions)
 
@@ -333,6 +309,16 @@ class Shard:
         self._observe(self._stats.swap_pause, self._clock() - began)
         log.info("release_adopted", release=self.releases.current.number)
 
+    def _spread_news(self, idle: bool) -> None:
+        """Looks for those whose vectors follow from what was said of other nodes."""
+        news = [g for g in self.groups.values() if len(g.news)]
+        if not news or not (idle or self._encoding.allows()):
+            return
+        began = self._clock()
+        for group in news:
+            group.news.spread(group.state)
+        self._encoding.spend(self._clock() - began)
+
     def _pay_owed(self, idle: bool) -> None:
         """Writes owed entities: a release reaches the quiet ones, an outage is made good."""
         if (
@@ -359,68 +345,6 @@ class Shard:
             self._encoding.spend(spent)
             return
 
-    # -- learner ----------------------------------------------------------------------------------
-
-    def _sample(self, group: Group, touched: Touched) -> None:
-        """Cuts training windows of entities that were just touched; never waits for the learner."""
-        if self.learner is None or not len(touched.slots) or not self._sampling.allows():
-            return
-        began = self._clock()
-        n = min(self.config.sample_windows, len(touched.slots))
-        slots = self._rng.choice(touched.slots, n, replace=False)
-        self._offer(group, group.state.windows(np.sort(slots)), began)
-
-    def _offer_edges(self, group: Group, edges: list[Windows]) -> None:
-        """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
-        remove edges always."""
-        if self.learner is None or not any(map(len, edges)):
-            return
-        began = self._clock()
-        rows = Rows.concat([w.rows for w in edges])
-        if not (self._sampling.allows() or rows.missing[:, NEIGHBOUR].any()):
-            self._stats.sample_skipped += len(rows)
-            return
-        totals, first_us, entity = (
-            np.concatenate([getattr(w, n) for w in edges]) for n in ("totals", "first_us", "entity")
-        )
-        windows = Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)
-        self._offer(group, windows, began)
-
-    def _describe(self) -> None:
-        """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
-        learner's process what there is."""
-        if self.learner is None:
-            for group in self.groups.values():
-                group.news.unheard.clear()  # nobody asks, and it would grow
-            return
-        if self._told_to != self.learner.processes:
-            self._told_to = self.learner.processes
-            for group in self.groups.values():
-                group.news.told_upto = 0
-        if self._telling is None:
-            found = (
-                (g, g.news.untold(g.state, TOLD))
-                for g in self.groups.values()
-                if g.state.nodes is not None
-            )
-            self._telling = next((some for some in found if len(some[1])), None)
-        if self._telling is not None:
-            group, ids = self._telling
-            assert group.state.nodes is not None
-            told = group.state.nodes.told(
-                ids
-            )  # as it is now: nothing of a node that is deleted by now
-            if not len(told) or self.learner.describe(told):
-                self._telling = None
-
-    def _offer(self, group: Group, windows: Windows, began: float) -> None:
-        assert self.learner is not None
-        if self.learner.offer(group.number, list(group.positions), windows):
-            self._stats.sampled += len(windows)
-        else:
-            self._stats.sample_skipped += len(windows)
-        self._sampling.spend(self._clock() - began)
-
     # -- snapshots --------------------------------------------------------------------------------
 
     def _snapshot_turn(self) -> None:
@@ -441,7 +365,7 @@ class Shard:
         if due is not None and self._clock() >= self._due[due]:
             self._due[due] = self._clock() + self.config.snapshot_every_s
             self._settle()
-            self.groups[due].begin_snapshot(self._flush, self._forgets)
+            self.groups[due].begin_snapshot(self._flush, self.offers.forgets)
 
     def _flush(self) -> None:
         """What a snapshot's positions pass is durable elsewhere. Raises SourceDown."""
@@ -471,7 +395,7 @@ class Shard:
             self._finish_snapshot(group)  # the one under way is older than what was taken since
             if group.state.marks is not None:
                 continue  # still catching up: the snapshot it was restored from is as good
-            group.begin_snapshot(self._flush, self._forgets)
+            group.begin_snapshot(self._flush, self.offers.forgets)
             self._finish_snapshot(group)
         self._report(force=True)
         self.close()

@@ -201,5 +201,6 @@ class Skew:
             if quiet and self._counts(part, lane):
                 lane.silent = True
                 log.warning("partition_silent", group=part[0], topic=part[1], next="others go on")
-        if now - max(self._since, self._others[1]) >= PATIENCE_S:
-            self._ignored = self._others
+        others = self._others  # another thread may change it
+        if now - max(self._since, others[1]) >= PATIENCE_S:
+            self._ignored = others

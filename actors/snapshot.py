@@ -260,6 +260,7 @@ class GroupSnapshot:
         self._meta = meta | {
             "positions": self.positions, "window": state.window, "hidden": state.hidden,
             "numbers": state.shape.numbers, "categories": state.shape.categories,
+            "node numbers": state.shape.node_numbers, "node categories": state.shape.node_categories,
         }  # fmt: skip
         self._thread = Thread(target=self._write, args=(root, before_commit), daemon=True)
         self._thread.start()
@@ -365,8 +366,9 @@ def restore(folder: Folder, state: State) -> list[int]:
     meta = folder.meta
     for key, now in (
         ("window", state.window), ("numbers", state.shape.numbers), ("categories", state.shape.categories),
+        ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
     ):  # fmt: skip
-        if meta[key] != now:
+        if meta.get(key, now) != now:  # those of nodes came later than the format
             raise SnapshotError(
                 f"{folder.path} was written with {key} = {meta[key]}, the settings say {now}. These may not "
                 "change over a snapshot (docs/operations.md has the table): set it back, or start a stream "

@@ -236,11 +236,14 @@ class RemoteLearner(LearnerPort):
         if self._actor is None or now < self._full_until:
             return False
         try:
-            if self._describing is None:
-                self._describing = self._actor.describe.remote(told)
-            if not ray.wait([self._describing], timeout=0)[0]:
+            # one read of what `connect`, in another thread, may set to None
+            call = self._describing
+            if call is None:
+                call = self._actor.describe.remote(told)
+            self._describing = call
+            if not ray.wait([call], timeout=0)[0]:
                 return False
-            call, self._describing = self._describing, None
+            self._describing = None
             if ray.get(call):
                 return True
         except ray.exceptions.RayError:
@@ -253,11 +256,13 @@ class RemoteLearner(LearnerPort):
         if self._actor is None or now < self._full_until:
             return 0
         try:
-            if self._forgetting is None:
+            forgetting = self._forgetting
+            if forgetting is None:
                 if self._parts:  # calls of one caller arrive in order
                     self._send(now, all_of_it=True)
-                self._forgetting = len(entities), self._actor.forget.remote(entities)
-            count, call = self._forgetting
+                forgetting = len(entities), self._actor.forget.remote(entities)
+            self._forgetting = forgetting
+            count, call = forgetting
             if not ray.wait([call], timeout=0)[0]:
                 return 0
             self._forgetting = None

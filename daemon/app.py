@@ -267,7 +267,7 @@ class App:
     def _align(self) -> None:
         """Tells each shard how far the others are; one that is down holds nobody back."""
         settings = self.settings
-        if not settings.source.max_skew_us(settings.stream.graph):
+        if not settings.source.max_skew_us(settings.stream.nodes):
             return
         up = {
             name: child

@@ -49,10 +49,6 @@ class SinkDown(AfreshError):
     exit_code = 6
 
 
-class Busy(AfreshError):
-    """Downstream is full; hold the batch and pause the source."""
-
-
 class Invalid(AfreshError):
     """One record cannot be used: it goes to the dead-letter topic with this text as its reason."""
 

@@ -38,13 +38,12 @@ of a tombstone are `missing`."""
 TOMBSTONE = 0
 """Of `missing`, whatever the unit: the row removes an edge."""
 RESERVED = ("direction", "neighbour", "edge_type")
+WHOLE_RESERVED = ("source", "neighbour", "edge_type")
+"""Names of a graph's own columns, of unit "node" and of whole graphs."""
 ROW_VIEW = ("time_us", "numbers", "categories", "missing")
 FAR_VIEW = ("far_numbers", "far_categories", "far_missing")
 NODE_VIEW = ("node_numbers", "node_categories", "node_missing")
 """Inputs of an encoder: of each row; of each row's far node; of the node itself."""
-WHOLE_RESERVED = ("source", "neighbour", "edge_type")
-
-
 Unit: TypeAlias = Literal["events", "node", "graph"]
 """What is embedded: an entity by its records, a node of the one graph, each of many graphs."""
 
@@ -445,6 +444,11 @@ class Decoded:
         if self.told is not None:
             out[self.told.row[self.told.row >= 0]] = True
         return out
+
+    @property
+    def edge(self) -> Bool:
+        """[N] of a graph's nodes: which rows are edges, not deletions or what is said of a node."""
+        return np.asarray(~(self.deleted | self.upsert))
 
     def take(self, keep: Bool) -> Self:
         """The rows that `keep` [N] says."""

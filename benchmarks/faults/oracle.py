@@ -53,7 +53,9 @@ def settled(owner: Owner) -> bool:
 
 def waits(owner: Owner) -> list[str]:
     """What is still to be done, in words."""
-    found = [f"{owner.name}: {len(owner.shard._forgets)} to forget"] * bool(owner.shard._forgets)
+    found = [f"{owner.name}: {len(owner.shard.offers.forgets)} to forget"] * bool(
+        owner.shard.offers.forgets
+    )
     for n, g in owner.shard.groups.items():
         for left in (
             f"{g.phase}" * (g.phase != "serving"),

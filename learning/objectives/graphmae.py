@@ -70,13 +70,18 @@ class Graphmae(Objective):
         y = symlog(torch.where(there, numbers, 0.0))
         n = there.sum(0).clamp(min=1)
         centre = torch.where(there, y, 0.0).sum(0) / n
-        spread = torch.where(there, y - centre, 0.0).square().sum(0) / n
+        size = torch.sqrt(torch.where(there, y - centre, 0.0).square().sum(0) / n)
+        seen = there.any(0)  # what no node of the batch has stays where it is
+        update = {
+            "centre": torch.where(seen, centre, self.centre),
+            "size": torch.where(seen, size, self.size),
+        }
         parts = [torch.where(there, (y - self.centre) / self.size, 0.0)]
         if self.shape.node_categories:
             bucket = torch.bitwise_and(view["table_categories"][at_U], self.classes - 1)
             known = ~view["table_missing"][at_U].unsqueeze(2)
             parts.append((F.one_hot(bucket, self.classes) * known).flatten(1).to(y.dtype))
-        return torch.cat(parts, 1), {"centre": centre, "size": torch.sqrt(spread)}
+        return torch.cat(parts, 1), update
 
     @torch.no_grad()
     def apply_update(self, update: Update) -> None:

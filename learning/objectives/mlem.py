@@ -79,7 +79,12 @@ class Mlem(Objective):
         n = torch.clamp(there.sum((0, 1)), min=1)
         centre = torch.where(there, truth, 0.0).sum((0, 1)) / n
         off = torch.where(there, truth - centre, 0.0)
-        return {"centre": centre, "size": torch.sqrt(off.square().sum((0, 1)) / n)}
+        size = torch.sqrt(off.square().sum((0, 1)) / n)
+        seen = there.any(0).any(0)  # what no row of the batch has stays where it is
+        return {
+            "centre": torch.where(seen, centre, self.centre),
+            "size": torch.where(seen, size, self.size),
+        }
 
     @torch.no_grad()
     def apply_update(self, update: Update) -> None:

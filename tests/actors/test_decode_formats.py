@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.dead_letters import arrow_stream
 from actors.decode import DecodeConfig, make_decoder
-from actors.decode_arrow import one_row
 from schemas.errors import SettingsError
 from schemas.records import OFFSET_BITS, Field, FieldType, StreamConfig, category_hash
 from tests.actors.messages import (
@@ -129,7 +129,7 @@ def test_rows_of_one_arrow_message(schema_file: str) -> None:
         assert [(b.at, b.row, b.error) for b in bad] == [
             (0, None, "not_arrow"), (1, 1, "missing_entity"), (1, 3, "infinite"),
         ]  # fmt: skip
-        again, bad = run(made, [one_row(given_value, 3)])
+        again, bad = run(made, [arrow_stream(given_value, 3)])
         assert not again.entities
         assert [(b.row, b.error) for b in bad] == [(0, "infinite")]
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -304,7 +305,7 @@ def test_the_learner_is_offered_edges_as_their_sources_see_them(tmp_path: Path) 
         open_owner(tmp_path, logs, server, n, window=WIDE, learner=heard[n]) for n in range(GROUPS)
     ]
     for owner in owners:
-        owner.shard._sampling.allows = lambda: True  # type: ignore[method-assign]
+        owner.shard.offers.budget.allows = lambda: True  # type: ignore[method-assign]
     settle(owners, serving=False)
     said = sum(b'"node"' in (r.value or b"") for r in records)
     assert sum(len(log.rows) for log in heard) == len(records) - said and said > 5
@@ -317,6 +318,22 @@ def test_the_learner_is_offered_edges_as_their_sources_see_them(tmp_path: Path) 
             assert (w.first_us == w.rows.time_us).all()
     hashes = {category_hash(f"n{i}") for i in range(12)}
     assert {e for log in heard for w in log.windows for e in w.entity.tolist()} <= hashes
+
+
+def test_after_a_deletion_edges_come_beside_what_is_said_of_nodes(tmp_path: Path) -> None:
+    records = stream(60, 12, 2)
+    logs, server = MemorySource([deletion("n3")], TOPICS, GROUPS), MemoryServer()
+    heard = [Log() for _ in range(GROUPS)]
+    owners = [
+        open_owner(tmp_path, logs, server, n, window=WIDE, learner=heard[n]) for n in range(GROUPS)
+    ]
+    for owner in owners:
+        owner.shard.offers.budget.allows = lambda: True  # type: ignore[method-assign]
+    settle(owners, serving=False)
+    logs.put(*records)
+    settle(owners, serving=False)
+    said = sum(b'"node"' in (r.value or b"") for r in records)
+    assert sum(len(log.rows) for log in heard) == len(records) - said and said > 2
 
 
 def test_a_deleted_node_is_nobodys_neighbour_in_any_group(folder: Path) -> None:
@@ -361,6 +378,10 @@ def test_a_snapshot_of_another_kind_of_stream_is_refused(tmp_path: Path) -> None
         Group.open(0, 1 << 30, TOPICS, tmp_path / "group-0", events, sizes, STREAM.columns)
     with pytest.raises(SnapshotError, match="fields"):
         Group.open(0, 1 << 30, TOPICS, tmp_path / "group-0", shape, sizes, ("direction",))
+    # a node's field of the same name, and of another type
+    other = msgspec.structs.replace(shape, node_numbers=0, node_categories=2)
+    with pytest.raises(SnapshotError, match="node numbers = 1, the settings say 0"):
+        Group.open(0, 1 << 30, TOPICS, tmp_path / "group-0", other, sizes, STREAM.columns)
 
 
 def mirror_batch(*values: bytes | None) -> Batch:

@@ -81,7 +81,7 @@ def test_a_backlog_enters_the_state_in_step(
         ShardConfig(snapshot_every_s=3600, sample_share=0.99),
         groups,
         ports,
-        max_skew_us=config.max_skew_us(graph=False),
+        max_skew_us=config.max_skew_us(nodes=False),
     )
     fast, slow = groups[0].state, groups[1].state
     worst = 0

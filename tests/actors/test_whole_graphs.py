@@ -160,7 +160,7 @@ def test_the_learner_is_offered_windows_of_live_edges(tmp_path: Path, releases: 
     (tmp_path / "releases").symlink_to(releases)
     records, log = stream(300, 6, 1), Log()
     shard = opened(tmp_path, MemorySource(records), MemoryServer())
-    shard.learner = log
+    shard.offers.learner = log
     settle(shard)
     offered = {int(e) for windows in log.windows for e in windows.entity}
     assert offered == {category_hash(f"g{i}") for i in range(6)}

@@ -119,6 +119,19 @@ def test_graphmae_foretells_hidden_nodes_from_codes_that_were_not_hidden():
     torch.testing.assert_close(objective.centre, y.mean(0))
 
 
+def test_a_number_that_no_node_of_the_batch_has_keeps_its_centre_and_size():
+    z = F.normalize(randn(5, 6), dim=1)
+    batch, view = path_batch("masked", masked_U=torch.tensor([True, False, True, False, True]))
+    objective = Graphmae(GraphmaeConfig(), NODED, 6)
+    found = []
+    for _ in range(3):
+        _, update = objective(lambda _: Output(z, z, {}), None, batch)
+        objective.apply_update(update)
+        found.append((float(objective.centre[1]), float(objective.size[1])))
+        view["table_numbers"][:, 1] = torch.nan
+    assert found[0][0] != 0.0 and found[1:] == found[:1] * 2
+
+
 def test_graphmae_needs_something_to_foretell():
     with pytest.raises(SettingsError, match=r"\[\[stream\.node\]\]"):
         Graphmae(
@@ -145,6 +158,14 @@ def test_bandana_foretells_bandwidths_that_sum_to_one_from_both_ends():
     ]
     assert 0 < len(none) < 6
     torch.testing.assert_close(loss, bandana_loss(edge, share, torch.stack(none)))
+
+
+def test_nodes_that_all_know_each_other_have_no_pair_that_is_no_edge():
+    z = F.normalize(randn(2, 6), dim=1)
+    view = {"length": torch.tensor([1, 1]), "bandwidth_BT": torch.ones(2, 1)}
+    batch = Batch({"bandwidth": view}, {"near_UT": torch.tensor([[1], [0]])}, {}, 0)
+    loss, _ = Bandana(BandanaConfig(), 6)(lambda _: Output(z, z, {}), None, batch)
+    assert torch.isfinite(loss)
 
 
 def test_no_edge_in_the_batch_costs_nothing():

@@ -1,0 +1,102 @@
+"""What a shard gives its learner: windows, edges, what nodes have of their own, and whom to forget.
+
+Nothing here waits for the learner."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.budget import Budget
+from actors.group import Group
+from actors.ports import LearnerPort
+from actors.state import Touched
+from schemas.records import I64, NEIGHBOUR, Rows, Windows
+from schemas.stats import ShardStats
+
+if TYPE_CHECKING:
+    from actors.shard import ShardConfig
+
+TOLD = 1024  # nodes that the learner is told of in one call
+
+
+class Offers:
+    """Of one shard. `stats`: the shard's own, in which what was offered is counted."""
+
+    def __init__(
+        self,
+        learner: LearnerPort | None,
+        groups: Sequence[Group],
+        config: "ShardConfig",
+        stats: ShardStats,
+        clock: Callable[[], float],
+    ) -> None:
+        self.learner, self._groups, self._stats, self._clock = learner, groups, stats, clock
+        self.budget, self._windows = Budget(config.sample_share, clock), config.sample_windows
+        self._rng = np.random.default_rng([config.seed, *sorted(g.number for g in groups)])
+        self._telling: tuple[Group, I64] | None = None  # nodes that the learner is told of just now
+        self._told_to = -1  # which of the learner's processes
+        # deleted entities that the learner has not yet durably forgotten
+        self.forgets = list(dict.fromkeys(e for group in groups for e in group.forgets))
+
+    def turn(self) -> None:
+        """Passes on whom to forget, and then what is said of nodes."""
+        if self.forgets and self.learner is not None:
+            del self.forgets[: self.learner.forget(self.forgets)]
+        self._describe()
+
+    def sample(self, group: Group, touched: Touched) -> None:
+        """Cuts training windows of entities that were just touched; never waits for the learner."""
+        if self.learner is None or not len(touched.slots) or not self.budget.allows():
+            return
+        began = self._clock()
+        n = min(self._windows, len(touched.slots))
+        slots = self._rng.choice(touched.slots, n, replace=False)
+        self._offer(group, group.state.windows(np.sort(slots)), began)
+
+    def edges(self, group: Group, parts: list[Windows]) -> None:
+        """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
+        remove edges always."""
+        if self.learner is None or not any(map(len, parts)):
+            return
+        began = self._clock()
+        rows = Rows.concat([w.rows for w in parts])
+        if not (self.budget.allows() or rows.missing[:, NEIGHBOUR].any()):
+            self._stats.sample_skipped += len(rows)
+            return
+        totals, first_us, entity = (
+            np.concatenate([getattr(w, n) for w in parts]) for n in ("totals", "first_us", "entity")
+        )
+        windows = Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)
+        self._offer(group, windows, began)
+
+    def _describe(self) -> None:
+        """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
+        learner's process what there is."""
+        if self.learner is None:
+            for group in self._groups:
+                group.news.unheard.clear()  # nobody asks
+            return
+        if self._told_to != self.learner.processes:
+            self._told_to = self.learner.processes
+            for group in self._groups:
+                group.news.told_upto = 0
+        if self._telling is None:
+            found = (
+                (g, g.news.untold(g.state, TOLD)) for g in self._groups if g.state.nodes is not None
+            )
+            self._telling = next((some for some in found if len(some[1])), None)
+        if self._telling is not None:
+            group, ids = self._telling
+            assert group.state.nodes is not None
+            told = group.state.nodes.told(ids)  # as it is now: nothing of who is deleted by now
+            if not len(told) or self.learner.describe(told):
+                self._telling = None
+
+    def _offer(self, group: Group, windows: Windows, began: float) -> None:
+        assert self.learner is not None
+        if self.learner.offer(group.number, list(group.positions), windows):
+            self._stats.sampled += len(windows)
+        else:
+            self._stats.sample_skipped += len(windows)
+        self.budget.spend(self._clock() - began)
