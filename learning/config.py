@@ -85,6 +85,10 @@ class TemporalAttentionConfig(
             raise refuse("encoder.hidden", self.hidden, f"it must be a multiple of {self.heads}")
 
 
+class GraphMemoryConfig(GraphBase, frozen=True, forbid_unknown_fields=True, tag="graph_memory"):
+    """A memory of each node, a GRU over its edges, for graphs: `name = "graph_memory"`."""
+
+
 class GraphIsomorphismConfig(
     EncoderBase, frozen=True, forbid_unknown_fields=True, tag="graph_isomorphism"
 ):
@@ -101,7 +105,11 @@ class GraphIsomorphismConfig(
 
 
 EncoderConfig = (
-    GruConfig | LinearRecurrenceConfig | TemporalAttentionConfig | GraphIsomorphismConfig
+    GruConfig
+    | LinearRecurrenceConfig
+    | TemporalAttentionConfig
+    | GraphMemoryConfig
+    | GraphIsomorphismConfig
 )
 
 
@@ -269,7 +277,7 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBas
         (ColesConfig, VicregConfig, BagConfig, MlemConfig),
     ),
     "node": (
-        (TemporalAttentionConfig,),
+        (TemporalAttentionConfig, GraphMemoryConfig),
         (
             NextInteractionConfig,
             GraceConfig,
