@@ -162,11 +162,19 @@ class GraphEncoder(Encoder):
         x_BTD = self.edges(view, valid_BT)
         if "bandwidth_BT" in view:
             x_BTD = x_BTD * view["bandwidth_BT"].unsqueeze(-1)
-        joined = self.readout(view, x_BTD, valid_BT, self.own_features(view))
+        own_BD = self.own_features(view)
+        joined = self.readout(view, x_BTD, valid_BT, own_BD)
         extra = {"joined": joined} if self.training else {}
+        if not torch.compiler.is_exporting():
+            extra |= self.beside(view, x_BTD, valid_BT, own_BD)
         if self.config.variance:
             extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
         return Output(F.normalize(self.out(joined), dim=-1), x_BTD, extra)
+
+    def beside(self, view: View, x_BTD: Tensor, valid_BT: Tensor, own_BD: Tensor) -> View:
+        """More of the `extra` that objectives read, of the same tensors as `readout`'s; no release has it."""
+        del view, x_BTD, valid_BT, own_BD
+        return {}
 
     def edges(self, view: View, valid_BT: Tensor) -> Tensor:
         """What `readout` reads of the edges, [B, T, n]."""
