@@ -26,7 +26,7 @@ from schemas.records import DIRECTION, F32, I64, NEIGHBOUR, Rows, Shape, Windows
 SHAPE = Shape(1, 1, graph=True)  # the direction; the neighbour
 GraphEncoderConfig = TemporalAttentionConfig | GraphMixerConfig | GraphMemoryConfig
 ENCODER = TemporalAttentionConfig()
-OTHERS = {
+OTHERS: dict[str, GraphEncoderConfig] = {
     "graph_mixer": GraphMixerConfig(neighbour_ids=True),
     "graph_memory": GraphMemoryConfig(neighbour_ids=True),
 }
