@@ -23,9 +23,10 @@ import torch
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
 from actors.snapshot import Folder, folders, newest, prune, write_file, write_folder
-from learning.config import EncoderConfig, LearnerConfig
+from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
+from learning.memory_learner import MemoryLearner
 from schemas.errors import SnapshotError
 from schemas.records import I64, NEIGHBOUR, OFFSET_BITS, Shape, Told, Windows
 from schemas.stats import LearnerStats
@@ -40,7 +41,9 @@ Part = tuple[int, list[int], Windows]
 
 
 def learner_of(config: LearnerConfig, encoder: EncoderConfig, shape: Shape, device: str) -> Learner:
-    make = GraphLearner if shape.unit == "node" else Learner
+    make: type[Learner] = GraphLearner if shape.unit == "node" else Learner
+    if isinstance(encoder, GraphMemoryConfig):
+        make = MemoryLearner
     return make(config, encoder, shape, device=device)
 
 

@@ -9,6 +9,8 @@ import torch
 from benchmarks.college import College, Queries
 from learning.adjacency import COLUMNS, Adjacency
 from learning.config import (
+    GraphMemoryConfig,
+    GraphMixerConfig,
     LearnerConfig,
     NextInteractionConfig,
     ReplayConfig,
@@ -17,11 +19,17 @@ from learning.config import (
 from learning.contract import Batch
 from learning.edges import Examples
 from learning.graph_learner import GraphLearner
+from learning.memory_learner import MemoryLearner
 from learning.nodes import Drawn
 from schemas.records import DIRECTION, F32, I64, NEIGHBOUR, Rows, Shape, Windows, category_hash
 
 SHAPE = Shape(1, 1, graph=True)  # the direction; the neighbour
+GraphEncoderConfig = TemporalAttentionConfig | GraphMixerConfig | GraphMemoryConfig
 ENCODER = TemporalAttentionConfig()
+OTHERS: dict[str, GraphEncoderConfig] = {
+    "graph_mixer": GraphMixerConfig(neighbour_ids=True),
+    "graph_memory": GraphMemoryConfig(neighbour_ids=True),
+}
 PAIRS = NextInteractionConfig(historical=10, matched=0, random=10, vectors=0.0)
 VECTORS = NextInteractionConfig(historical=10, matched=0, random=10, pairs=0.0)
 STEP = 32  # edges between two updates, and between two rounds of ranking
@@ -48,7 +56,7 @@ def one_pass(
     college: College,
     asked: Queries,
     objective: NextInteractionConfig,
-    encoder: TemporalAttentionConfig = ENCODER,
+    encoder: GraphEncoderConfig = ENCODER,
     seed: int = 0,
     stale: tuple[int, ...] = (0,),
 ) -> Pass:
@@ -56,7 +64,8 @@ def one_pass(
 
     The weights that rank are the averaged ones, up to STEP edges old; the state is `stale` edges old."""
     torch.set_num_threads(1)
-    learner = GraphLearner(learner_config(objective, seed), encoder, SHAPE)
+    make = MemoryLearner if isinstance(encoder, GraphMemoryConfig) else GraphLearner
+    learner = make(learner_config(objective, seed), encoder, SHAPE)
     ids = np.array([category_hash(node) for node in range(college.nodes)])
     time_us = distinct(college.time_s)
     known = Adjacency(SHAPE, encoder.window, 2 * college.nodes)

@@ -22,7 +22,7 @@ from benchmarks import motifs as small_graphs
 from benchmarks import tgn
 from benchmarks.college import College, Queries
 from benchmarks.graph_baselines import BASELINES, STALE, mlp
-from benchmarks.graph_pass import ENCODER, PAIRS, VECTORS, one_pass
+from benchmarks.graph_pass import ENCODER, OTHERS, PAIRS, VECTORS, one_pass
 from benchmarks.items import Item, shown
 from benchmarks.reference import BUILD, Missing
 from schemas.records import F32, F64
@@ -77,6 +77,9 @@ def run_ours(bench: Bench) -> None:
             bench.add(OURS, str(s), scores, done.learn_s)
     done = one_pass(bench.data, bench.asked, VECTORS)
     bench.add(VECTOR, "0", done.scores[0], done.learn_s)
+    for name, encoder in OTHERS.items():
+        done = one_pass(bench.data, bench.asked, VECTORS, encoder)
+        bench.add(f"afresh, {name}'s vectors", "0", done.scores[0], done.learn_s)
 
 
 def run_baselines(bench: Bench) -> None:

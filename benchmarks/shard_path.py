@@ -24,7 +24,8 @@ from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from benchmarks import flow
 from benchmarks.items import Item, at_least, shown
 from daemon import servers
-from schemas.records import I64
+from learning.config import EncoderBase
+from schemas.records import I64, StreamConfig
 
 RECORDS = {"json": 60_000, "arrow": 120_000}
 MESSAGES = {"json": 2048, "arrow": 4}  # of a micro-batch: some 2,000 records either way
@@ -48,8 +49,10 @@ def messages(form: str, who: I64) -> list[bytes]:
 class Bare:
     """poll > decode > HSET."""
 
-    def __init__(self, brokers: str, url: str, topic: str, form: str) -> None:
-        self._decoder = make_decoder(flow.STREAM, DecodeConfig(format=form))  # type: ignore[arg-type]
+    def __init__(
+        self, brokers: str, url: str, topic: str, form: str, stream: StreamConfig = flow.STREAM
+    ) -> None:
+        self._decoder = make_decoder(stream, DecodeConfig(format=form))  # type: ignore[arg-type]
         self._redis = redis.Redis.from_url(url)
         self._vector = np.random.default_rng(0).bytes(4 * flow.ENCODER.dim)
         self._consumer = kafka.KafkaConsumer(
@@ -69,7 +72,7 @@ class Bare:
                 0, at, stamps, [r.key for r in found], [r.value for r in found]
             )
             pipe = self._redis.pipeline(transaction=False)
-            for name in decoded.entities:
+            for name in (*decoded.entities, *decoded.neighbours):
                 pipe.hset(f"bare:{name}", "vector", self._vector)
             pipe.execute()
             taken += len(decoded.entities)
@@ -81,15 +84,26 @@ class Bare:
 
 
 class Served:
-    """The shard, serving, its entities known and their vectors written."""
+    """The shard, serving, its entities known and their vectors written; of a graph they are in the topic."""
 
-    def __init__(self, brokers: str, url: str, topic: str, form: str, folder: Path) -> None:
-        sizes = (flow.ENCODER.window, flow.ENCODER.state, 2 * flow.ENTITIES)
-        group = Group.open(0, 1, (topic,), folder / "group-0", flow.STREAM.shape, sizes)
+    def __init__(
+        self,
+        brokers: str,
+        url: str,
+        topic: str,
+        form: str,
+        folder: Path,
+        stream: StreamConfig = flow.STREAM,
+        encoder: EncoderBase = flow.ENCODER,
+    ) -> None:
+        sizes = (encoder.window, encoder.state, 2 * flow.ENTITIES)
+        group = Group.open(0, 1, (topic,), folder / "group-0", stream.shape, sizes)
+        if stream.nodes:
+            group.join(1)
         config = SourceConfig(brokers, topics=(topic,), start="earliest")
         ports = Ports(
             KafkaSource(config, topic, 1),
-            make_decoder(flow.STREAM, DecodeConfig(format=form)),  # type: ignore[arg-type]
+            make_decoder(stream, DecodeConfig(format=form)),  # type: ignore[arg-type]
             RedisSink(RedisConfig(url=url), topic),
             KafkaDeadLetters(config, topic),
             Releases(folder / "releases"),
@@ -97,7 +111,8 @@ class Served:
         self.shard = Shard(ShardConfig(snapshot_every_s=3600), [group], ports)
         self.group = group
         ports.source.pause(0, 0)
-        group.apply([flow.history()])
+        if not stream.graph:
+            group.apply([flow.history()])
         while group.phase != "serving" or group.state.owed.any() or group.snapshot is not None:
             self.shard.turn()
         ports.source.resume(0, 0)

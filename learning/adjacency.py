@@ -43,6 +43,9 @@ class Adjacency:
     shape: Shape
     window: int
     slots: int
+    leads: bool = (
+        True  # keep a sample of whom each node's own edges led to: `past_targets` reads it
+    )
     rows: Rows = field(init=False)  # columns [slots, R, ...]
     placed: I64 = field(init=False)  # [slots] rows in the ring, the first of its places
     touched: I64 = field(init=False)  # [slots] clock when last touched; orders eviction
@@ -93,7 +96,8 @@ class Adjacency:
         ids = np.concatenate([source, target[~loops]])
         both = Rows.concat((rows, back))
         slots = self.slots_for(ids)
-        self._lead(slots[:n], target)
+        if self.leads:
+            self._lead(slots[:n], target)
         order = np.lexsort((np.concatenate([np.arange(n), np.flatnonzero(~loops)]), slots))
         self._merge(slots[order], both.take(order))
 

@@ -78,11 +78,20 @@ class TemporalAttentionConfig(
     """Attention over a node's most recent edges, for graphs: `name = "temporal_attention"`."""
 
     heads: Annotated[int, Meta(ge=1, le=64)] = 2
+    edge_presence: bool = False  # logits are scaled by how likely the edge is: SuperGAT's MX
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden % self.heads:
             raise refuse("encoder.hidden", self.hidden, f"it must be a multiple of {self.heads}")
+
+
+class GraphMixerConfig(GraphBase, frozen=True, forbid_unknown_fields=True, tag="graph_mixer"):
+    """An MLP that mixes a node's most recent edges, for graphs: `name = "graph_mixer"`."""
+
+
+class GraphMemoryConfig(GraphBase, frozen=True, forbid_unknown_fields=True, tag="graph_memory"):
+    """A memory of each node, a GRU over its edges, for graphs: `name = "graph_memory"`."""
 
 
 class GraphIsomorphismConfig(
@@ -101,7 +110,12 @@ class GraphIsomorphismConfig(
 
 
 EncoderConfig = (
-    GruConfig | LinearRecurrenceConfig | TemporalAttentionConfig | GraphIsomorphismConfig
+    GruConfig
+    | LinearRecurrenceConfig
+    | TemporalAttentionConfig
+    | GraphMixerConfig
+    | GraphMemoryConfig
+    | GraphIsomorphismConfig
 )
 
 
@@ -224,6 +238,12 @@ class Node2vecConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag
     temperature: Positive = 0.2
 
 
+class EdgePresenceConfig(
+    ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="edge_presence"
+):
+    """Attention that knows an edge from none, for an encoder with `edge_presence = true` (graphs)."""
+
+
 class GraphClConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="graphcl"):
     """Contrast of two augmented looks at a whole graph with those at other graphs.
 
@@ -260,6 +280,7 @@ ObjectiveConfig = (
     | GraphmaeConfig
     | BandanaConfig
     | Node2vecConfig
+    | EdgePresenceConfig
     | GraphClConfig
 )
 
@@ -269,13 +290,14 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBas
         (ColesConfig, VicregConfig, BagConfig, MlemConfig),
     ),
     "node": (
-        (TemporalAttentionConfig,),
+        (TemporalAttentionConfig, GraphMixerConfig, GraphMemoryConfig),
         (
             NextInteractionConfig,
             GraceConfig,
             GraphmaeConfig,
             BandanaConfig,
             Node2vecConfig,
+            EdgePresenceConfig,
             VicregConfig,
         ),
     ),

@@ -137,7 +137,7 @@ class EdgeReplay:
         entry = shape.node_bytes + ENTRY if shape.noded else 0
         each = SLACK * window * shape.row_bytes + 8 * PAST + 200
         slots = max(64, 8 * window, config.max_bytes // 2 // (each + entry))
-        self.adjacency = Adjacency(shape, window, slots)
+        self.adjacency = Adjacency(shape, window, slots, leads=contrast.historical > 0)
         self.table = NodeTable(shape, slots if shape.noded else 1)
         self.store = Store(config.max_bytes // 2, shape, window, contrast.nodes)
         self._waiting: deque[tuple[I64, Rows]] = deque()
@@ -173,9 +173,11 @@ class EdgeReplay:
             return np.zeros(0, np.int64), Rows.empty(self.shape)
         return np.concatenate(sources), Rows.concat(parts)
 
-    def _enter(self, source: I64, rows: Rows) -> None:
-        for first in range(0, len(rows), self.adjacency.window):
-            part = slice(first, first + self.adjacency.window)
+    def _enter(self, source: I64, rows: Rows, at_once: int = 0) -> None:
+        """`at_once`: edges, where it need not be known what was there before each; else a window's."""
+        at_once = at_once or self.adjacency.window
+        for first in range(0, len(rows), at_once):
+            part = slice(first, first + at_once)
             self.adjacency.add(source[part], rows.take(part))
         ends = rows.categories[~rows.missing[:, NEIGHBOUR], NEIGHBOUR][-RECENT:]
         self._ends[(self._ended + np.arange(len(ends))) % RECENT] = ends
@@ -222,33 +224,31 @@ class EdgeReplay:
     def _cut(
         self, source: I64, target: I64, time_us: I64, share: float, rng: np.random.Generator
     ) -> Examples:
+        nodes, collides = self._contrasted(source, target, share, rng)
+        return self._windowed(nodes, time_us, collides)
+
+    def _contrasted(
+        self, source: I64, target: I64, share: float, rng: np.random.Generator
+    ) -> tuple[I64, Bool]:
+        """The nodes of examples [B, C], negatives drawn, and which of them collide."""
         a, c, n = self.adjacency, self._contrast, len(source)
-        slots = _slots(a, source)
-        own, own_length = a.as_of(slots, time_us)
-        past = a.past_targets(slots, c.historical, rng)
+        past = a.past_targets(slots_of(a, source), c.historical, rng)
         recent = self._ends[rng.integers(0, max(1, min(self._ended, RECENT)), (n, c.matched))]
         known = a.known()
         anyone = a.id[known[rng.integers(0, len(known), (n, c.random))]]
-        others = np.concatenate([target[:, None], past, recent, anyone], 1)
-        rows, length = a.as_of(_slots(a, others.ravel()), np.repeat(time_us, others.shape[1]))
-        nodes = np.concatenate([source[:, None], others], 1)
-        k = a.window
-        columns = [
-            np.concatenate(
-                [
-                    getattr(own, x)[:, None],
-                    getattr(rows, x).reshape(n, -1, k, *getattr(rows, x).shape[2:]),
-                ],
-                1,
-            )
-            for x in COLUMNS
-        ]
-        collides = (others == target[:, None]) | (others == source[:, None])
-        collides |= held_out(others.ravel(), share).reshape(others.shape)
-        collides[:, 0] = False
-        collides = np.concatenate([np.zeros((n, 1), np.bool_), collides], 1)
-        lengths = np.concatenate([own_length[:, None], length.reshape(n, -1)], 1)
-        return Examples(nodes, time_us, Rows(*columns), lengths, collides)
+        nodes = np.concatenate([source[:, None], target[:, None], past, recent, anyone], 1)
+        collides = (nodes == target[:, None]) | (nodes == source[:, None])
+        collides |= held_out(nodes.ravel(), share).reshape(nodes.shape)
+        collides[:, : TARGET + 1] = False
+        return nodes, collides
+
+    def _windowed(self, nodes: I64, time_us: I64, collides: Bool) -> Examples:
+        """Examples with each node's newest edges before the time."""
+        a, shape = self.adjacency, nodes.shape
+        flat, length = a.as_of(slots_of(a, nodes.ravel()), np.repeat(time_us, shape[1]))
+        columns = (getattr(flat, name) for name in COLUMNS)
+        rows = Rows(*(c.reshape(*shape, *c.shape[1:]) for c in columns))
+        return Examples(nodes, time_us, rows, length.reshape(shape), collides)
 
     def described(self, examples: Examples) -> Examples:
         """With what is known of the nodes and was said before each edge; of a node of which something newer was
@@ -320,11 +320,12 @@ class EdgeReplay:
         self._ended, self.unlearnt = state["counts"].tolist()
 
 
-def _slots(adjacency: Adjacency, ids: I64) -> I64:
+def slots_of(adjacency: Adjacency, ids: I64) -> I64:
     """Slots of the nodes; -1 where one is not known."""
     found = (adjacency.index.get(i, -1) for i in ids.tolist())
     return np.fromiter(found, np.int64, len(ids))
 
 
 def some(examples: Examples, which: Bool) -> Examples:
-    return Examples.of_arrays({name: a[which] for name, a in examples.arrays().items()})
+    """A part of them, of the same type."""
+    return examples.of_arrays({name: a[which] for name, a in examples.arrays().items()})

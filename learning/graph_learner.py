@@ -42,10 +42,10 @@ class GraphLearner(Learner):
     def _remember(self) -> None:
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
         own = [o for o in self.config.objective if isinstance(o, NextInteractionConfig)]
-        contrast = own[0] if own else NextInteractionConfig()
+        self.contrast = own[0] if own else NextInteractionConfig()
         self.kind = Graph(self.encoder_config)
-        self.replay = EdgeReplay(c, shape, window, contrast)
-        self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, contrast.nodes)
+        self.replay = EdgeReplay(c, shape, window, self.contrast)
+        self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, self.contrast.nodes)
 
     def receive(self, windows: Windows) -> int:
         """Takes edges in; returns how many there were."""

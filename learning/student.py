@@ -47,7 +47,7 @@ class Student:
         size, longest = view["time_us"].shape
         view = self._encoder.prepared(view)
         count = min(self._buckets, size // LEAST)
-        if count < 2:
+        if count < 2 or longest == 1:
             return self._encoder(view)  # type: ignore[no-any-return]
         order = torch.argsort(view["length"], stable=True)
         back = torch.argsort(order)

@@ -66,8 +66,9 @@ class _Recurrence(torch.autograd.Function):
             torch.mul(d_fresh, by_r, out=d_r)
             torch.mul(d_h, by_z, out=d_z)
             torch.mul(d_fresh, r_i, out=d_inner)
-            torch.mul(d_h, z_i, out=kept)
-            torch.addmm(kept, d_gates, weight_GH, out=carry)
+            if t > 1 or ctx.needs_input_grad[1]:
+                torch.mul(d_h, z_i, out=kept)
+                torch.addmm(kept, d_gates, weight_GH, out=carry)
         flat = d_from_h.view(t * b, 3 * n)
         d_weight = flat.t() @ h[:-1].reshape(t * b, n)
         return torch.cat([d_from_h[..., : 2 * n], d_new], -1), carry, d_weight, flat.sum(0)
@@ -88,3 +89,9 @@ def fused_gru(
     gates = torch.nn.functional.linear(x_TBD, weight, bias)
     h_TBH: Tensor = _Recurrence.apply(gates, h0_BH, w_hh, b_hh)
     return h_TBH.transpose(0, 1)
+
+
+def stepped(gates_BG: Tensor, h_BH: Tensor, weight_GH: Tensor, bias_G: Tensor) -> Tensor:
+    """The state [B, H] after one step, from what the inputs add to the gates r, z, n (G = 3H)."""
+    h_TBH: Tensor = _Recurrence.apply(gates_BG.unsqueeze(0), h_BH, weight_GH, bias_G)
+    return h_TBH[0]

@@ -126,6 +126,8 @@ class GraphEncoder(Encoder):
     A node without edges or features has a vector too, the same for all. `pairs` scores two nodes: see PairScorer."""
 
     graphs: tuple[str, ...] = ("encode", "score")
+    reads: type[Fields] = Fields
+    structured = True  # a token knows where it stands among the node's other edges
     config: GraphBase
     frequencies: Tensor
 
@@ -136,8 +138,9 @@ class GraphEncoder(Encoder):
         hidden_ids = 0 if config.neighbour_ids else 1
         self.own_categories = slice(hidden_ids, None)
         own = Shape(shape.numbers, shape.categories - hidden_ids, shape.session_gap_us)
-        self.fields = Fields(own, config)
-        self.structure = nn.Linear(STRUCTURE + FREQUENCIES, n)
+        self.fields = self.reads(own, config)
+        if self.structured:
+            self.structure = nn.Linear(STRUCTURE + FREQUENCIES, n)
         if shape.noded:
             self.node = NodeFields(shape, config)
         self.out = nn.Linear(width, config.dim)
@@ -156,18 +159,32 @@ class GraphEncoder(Encoder):
 
         In training a view may weigh its edges by `bandwidth_BT`."""
         view, valid_BT = self.prepared(view), there(view)
-        x_BTD = torch.relu(self.tokens(view)) * valid_BT.unsqueeze(-1)
+        x_BTD = self.edges(view, valid_BT)
         if "bandwidth_BT" in view:
             x_BTD = x_BTD * view["bandwidth_BT"].unsqueeze(-1)
-        joined = self.readout(view, x_BTD, valid_BT, self.own_features(view))
+        own_BD = self.own_features(view)
+        joined = self.readout(view, x_BTD, valid_BT, own_BD)
         extra = {"joined": joined} if self.training else {}
+        if not torch.compiler.is_exporting():
+            extra |= self.beside(view, x_BTD, valid_BT, own_BD)
         if self.config.variance:
             extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
         return Output(F.normalize(self.out(joined), dim=-1), x_BTD, extra)
 
+    def beside(self, view: View, x_BTD: Tensor, valid_BT: Tensor, own_BD: Tensor) -> View:
+        """More of the `extra` that objectives read, of the same tensors as `readout`'s; no release has it."""
+        del view, x_BTD, valid_BT, own_BD
+        return {}
+
+    def edges(self, view: View, valid_BT: Tensor) -> Tensor:
+        """What `readout` reads of the edges, [B, T, n]."""
+        return torch.relu(self.tokens(view)) * valid_BT.unsqueeze(-1)
+
     def tokens(self, view: View) -> Tensor:
         """Each edge: its fields, where it stands among the others, and what its far node has. [B, T, n]"""
-        x_BTD: Tensor = self.fields(self.own(view)) + self.structure(self._structure(view))
+        x_BTD: Tensor = self.fields(self.own(view))
+        if self.structured:
+            x_BTD = x_BTD + self.structure(self._structure(view))
         return x_BTD + self._node(view, "far") if self.shape.noded else x_BTD
 
     def own_features(self, view: View) -> Tensor:

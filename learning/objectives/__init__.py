@@ -4,6 +4,7 @@ from learning.config import (
     BagConfig,
     BandanaConfig,
     ColesConfig,
+    EdgePresenceConfig,
     EncoderConfig,
     GraceConfig,
     GraphClConfig,
@@ -13,11 +14,13 @@ from learning.config import (
     Node2vecConfig,
     ObjectiveConfig,
     VicregConfig,
+    refuse,
 )
 from learning.contract import Objective
 from learning.objectives.bag import Bag
 from learning.objectives.bandana import Bandana
 from learning.objectives.coles import Coles
+from learning.objectives.edge_presence import EdgePresence
 from learning.objectives.grace import Grace
 from learning.objectives.graphcl import GraphCl
 from learning.objectives.graphmae import Graphmae
@@ -28,7 +31,9 @@ from learning.objectives.vicreg import Vicreg
 from schemas.records import Shape
 
 
-def build(config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape) -> Objective:
+def build(  # noqa: C901  # one line for each
+    config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape
+) -> Objective:
     """A new objective; the weights of its heads come from torch's generator."""
     match config:
         case ColesConfig():
@@ -49,5 +54,10 @@ def build(config: ObjectiveConfig, encoder: EncoderConfig, shape: Shape) -> Obje
             return Bandana(config, encoder.dim)
         case Node2vecConfig():
             return Node2vec(config)
+        case EdgePresenceConfig():
+            if not getattr(encoder, "edge_presence", False):
+                needs = "the objective edge_presence learns it: it must be true"
+                raise refuse("encoder.edge_presence", "false", needs)
+            return EdgePresence()
         case GraphClConfig():
             return GraphCl(config, encoder.dim)
