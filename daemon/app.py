@@ -31,7 +31,7 @@ from daemon.supervisor import (
     decide,
     slowest_others,
 )
-from daemon.totals import Snapshot, Totals
+from daemon.totals import Snapshot, Totals, no_release
 from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
 from schemas.published import Manifest
 
@@ -375,7 +375,7 @@ class App:
         if "waiting" in phases and current_release(self.settings.releases):
             missing.append("the release is being loaded")
         elif "waiting" in phases:
-            missing.append("there is no release yet: vectors are written from the first one on")
+            missing.append(no_release(s, self.settings.learner, self.settings.release))
         if phases & {"starting", "replaying"}:
             missing.append("groups are catching up with what Redis has seen")
         return missing

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.publish import ReleaseConfig
+from learning.config import LearnerConfig
 from schemas.stats import (
     LATENCY_BOUNDS_S,
     GroupStats,
@@ -32,6 +34,28 @@ class Snapshot:
     @property
     def groups(self) -> list[GroupStats]:
         return [group for shard in self.shards.values() for group in shard.groups]
+
+
+def no_release(known: Snapshot, learner: LearnerConfig, release: ReleaseConfig) -> str:
+    """Why nothing is served yet: what the first release waits for, and the key that says so."""
+    seen = known.learner or LearnerStats()
+    if known.publisher and known.publisher.refused:
+        why = f"one was refused ({', '.join(known.publisher.refused)}); the log says why"
+    elif seen.snapshot:
+        why = "it is being exported and checked"
+    elif seen.updates >= release.every_updates:
+        why = f"it comes release.first_s = {release.first_s:g} s after the start"
+    elif seen.updates:
+        why = (
+            f"{seen.updates} of its {release.every_updates} updates (release.every_updates) are made, "
+            f"{learner.updates_per_record:g} for each record (learner.updates_per_record)"
+        )
+    else:
+        why = (
+            f"the learner has {seen.received} windows, and begins when they are of {learner.min_entities} "
+            "entities, or of a graph that many edges (learner.min_entities)"
+        )
+    return f"there is no release yet, and vectors are written from the first one on: {why}"
 
 
 class Totals:

@@ -1,0 +1,30 @@
+"""What the first release waits for is said with the key that changes it."""
+
+import re
+
+import pytest
+
+from actors.publish import ReleaseConfig
+from daemon.totals import Snapshot, no_release
+from learning.config import LearnerConfig
+from schemas.stats import LearnerStats, PublisherStats
+
+
+@pytest.mark.parametrize(
+    ("learner", "refused", "why"),
+    [
+        (None, {}, "has 0 windows.*64 entities.*learner.min_entities"),
+        (LearnerStats(received=40), {}, "has 40 windows"),
+        (LearnerStats(updates=18), {}, "18 of its 20 updates.*0.03 for each record"),
+        (LearnerStats(updates=20), {}, "release.first_s = 30 s"),
+        (LearnerStats(updates=20, snapshot="1-1"), {}, "exported and checked"),
+        (LearnerStats(updates=40, snapshot="1-2"), {"parity": 1}, r"refused \(parity\)"),
+    ],
+)
+def test_it_says_what_the_first_release_waits_for(
+    learner: LearnerStats | None, refused: dict[str, int], why: str
+) -> None:
+    known = Snapshot("orders", learner=learner, publisher=PublisherStats(refused=refused))
+    told = no_release(known, LearnerConfig(), ReleaseConfig())
+    assert told.startswith("there is no release yet")
+    assert re.search(why, told), told
