@@ -196,14 +196,16 @@ class Group:
         rows = np.flatnonzero(~keep)
         at = np.searchsorted(batch.offsets, decoded.rows.position[rows] & OFFSET_MASK)
         messages, firsts, counts = np.unique(at, return_index=True, return_counts=True)
+        other = ", or set source.check_partition = false if all topics are dealt by another one"
+        if self.edges is not None:  # there it may not be set
+            other = ", also an edge by its source"
         bad = [
             BadRecord(
                 message,
                 "misplaced",
                 f"the entity {decoded.entities[row]!r} belongs to partition {belongs[row]}, this is "
                 f"{self.number}{f', as do {n - 1} more rows of the message' if n > 1 else ''}: key the topic "
-                "by entity with Kafka's default partitioner (murmur2), or set source.check_partition = "
-                "false if all topics are dealt by another one.",
+                f"by entity with Kafka's default partitioner (murmur2){other}.",
             )
             for message, row, n in zip(
                 messages.tolist(), rows[firsts].tolist(), counts.tolist(), strict=True

@@ -36,7 +36,9 @@ class Cluster:
             elif error is None or error is kafka.errors.UnknownTopicOrPartitionError:
                 remedy = "Create it, or mend source.topics."
                 if topic == self._config.mirror_topic:
-                    remedy = mirror_remedy(self._config, topic)
+                    remedy = mirror_remedy(
+                        self._config, topic, next(iter(out.values()), (0, ""))[0]
+                    )
                 raise SourceError(f"The topic {topic!r} does not exist on {self.hosts}. {remedy}")
             elif issubclass(error, kafka.errors.RetriableError):
                 raise SourceDown(f"The topic {topic!r} on {self.hosts} is not ready: {error()}.")
