@@ -175,6 +175,10 @@ class Release:
     def __init__(self, client: redis.Redis, stream: str, release: int) -> None:
         key = f"afresh:{stream}:encoder:{release}"
         found: Any = client.hmget(key, ["manifest", "onnx", "step_onnx"])
+        if found[0] and found[1] and not found[2]:
+            raise SystemExit(
+                f"{key} has no step_onnx: {stream!r} is a graph; this program is for streams of events."
+            )
         if None in found:
             raise SystemExit(f"Redis has no {key}: it is too old, or this is another Redis.")
         self.manifest: dict[str, Any] = json.loads(found[0])

@@ -138,6 +138,12 @@ def test_another_record_gives_another_vector(served: Served) -> None:
     assert compare(served.client, served.stream, "many", lines) > TOLERANCE
 
 
+def test_a_stream_of_edges_is_refused_as_such(served: Served) -> None:
+    served.client.hdel(encoder_key(served.stream, 1), "step_onnx")  # as of a graph's nodes
+    with pytest.raises(SystemExit, match="is a graph"):
+        compare(served.client, served.stream, "few", served.lines)
+
+
 def test_a_harmed_graph_is_not_parsed(served: Served) -> None:
     key = encoder_key(served.stream, 1)
     graph = bytearray(served.client.hget(key, "onnx") or b"")  # type: ignore[arg-type]
