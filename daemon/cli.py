@@ -94,10 +94,17 @@ def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML f
     s = _load(config)
     check(s)
     slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
+    names = [f.name for f in s.stream.field] + [f"{f.name} of nodes" for f in s.stream.node]
+    inputs = ", ".join(names) or "none but time"
     out.print(
         f"{config} is well: stream {s.name!r} of {', '.join(s.source.topics)}, "
-        f"{len(s.stream.field)} fields, room for {slots:,} entities."
+        f"inputs {inputs}, room for {slots:,} entities."
     )
+    if s.stream.nodes:
+        mirror = s.source.mirror_topic or f"{s.name}.mirror"
+        out.print(
+            f"Where its topics have several partitions, {mirror!r} must be there, of as many."
+        )
 
 
 @app.command()
@@ -263,10 +270,16 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Of a graph: where a node's next edge leads, by the released pair scorer."""
+    from actors.rejected import Rejected
     from actors.times import to_us
     from daemon.reading import Reader
 
-    now_us = to_us(now, "iso") if now else time.time_ns() // 1000
+    try:
+        now_us = to_us(now, "iso") if now else time.time_ns() // 1000
+    except Rejected as error:
+        raise typer.BadParameter(
+            f"{now!r} is {error}, such as 2024-01-31T12:00Z.", param_hint="--now"
+        ) from None
     found = Reader(_load(config)).score(source, list(dict.fromkeys(targets)), now_us)
     found.sort(key=lambda each: -each[1])
 

@@ -241,6 +241,17 @@ def test_releases_are_listed(service: Service) -> None:
 
 def test_a_file_of_settings_is_checked(service: Service, tmp_path: Path) -> None:
     assert service.run("check-config", str(service.config)).returncode == 0
+    graph = tmp_path / "graph.toml"
+    graph.write_text(
+        'name = "g"\nstate_dir = "s"\nstream = { kind = "graph", entity = "a", neighbour = "b", time = "t" }\n'
+        'source = { brokers = "localhost:1", topics = ["edges"] }\n'
+    )
+    assert "'g.mirror' must be there" in service.run("check-config", str(graph)).stdout.replace(
+        "\n", " "
+    )
+    assert (
+        "'soon' is not an ISO 8601 time" in service.run("score", "a", "b", "--now", "soon").stderr
+    )
     bad = tmp_path / "bad.toml"
     bad.write_text(service.config.read_text() + "\n[kafka]\n")
     done = service.run("check-config", str(bad))
