@@ -61,6 +61,7 @@ class Flow:
     probe: Callable[[int], tuple[dict[str, Any], list[str]]]  # a record, and who must be readable
     what: str
     bars: bool = True
+    rows: int = 1  # that the daemon counts for each record: of an edge, both ends'
 
 
 def _history() -> list[bytes]:
@@ -194,7 +195,7 @@ def probe(brokers: str, url: str, seconds: float, of: Flow) -> list[float]:
     return waits
 
 
-def flood(status: Callable[[], Any], speed: Any) -> float:
+def flood(status: Callable[[], Any], speed: Any, rows: int) -> float:
     """Records per second that the daemon takes when more come than it can."""
     speed.value = FLOOD
     time.sleep(FLOOD_S / 2)
@@ -203,7 +204,7 @@ def flood(status: Callable[[], Any], speed: Any) -> float:
     after, seconds = status(), time.perf_counter() - began
     speed.value = BEFORE
     until(status, caught_up, 60)
-    return float(shard(after)["accepted"] - shard(before)["accepted"]) / seconds
+    return float(shard(after)["accepted"] - shard(before)["accepted"]) / seconds / rows
 
 
 def measure(brokers: str, url: str, of: Flow = EVENTS) -> list[Item]:
@@ -217,7 +218,7 @@ def measure(brokers: str, url: str, of: Flow = EVENTS) -> list[Item]:
             producing.start()
             try:
                 until(status, caught_up, 180)
-                most = flood(status, speed)
+                most = flood(status, speed, of.rows)
                 speed.value = most / 2
                 time.sleep(3)
                 before, began = status(), time.perf_counter()
@@ -226,7 +227,7 @@ def measure(brokers: str, url: str, of: Flow = EVENTS) -> list[Item]:
             finally:
                 stop.set()
                 producing.join()
-    taken = (shard(after)["accepted"] - shard(before)["accepted"]) / seconds
+    taken = (shard(after)["accepted"] - shard(before)["accepted"]) / seconds / of.rows
     updates = (after["learner"]["updates"] - before["learner"]["updates"]) / seconds
     p50, p99 = (1000 * np.quantile(waits, (0.5, 0.99))).tolist()
     what = f"{of.what}, at half the maximum rate"

@@ -188,4 +188,5 @@ EDGES_FLOW = freshness.Flow(
     probe=_probe,
     what="freshness of a graph, produced to both ends readable",
     bars=False,
+    rows=2,
 )
