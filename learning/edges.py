@@ -292,23 +292,24 @@ class EdgeReplay:
 
     # -- snapshot -----------------------------------------------------------------------------------
 
+    def _things(self) -> dict[str, Adjacency | Store | NodeTable]:
+        return {"adjacency": self.adjacency, "store": self.store, "table": self.table}
+
     def state_dict(self) -> Arrays:
         source, rows = self._pop(self.waiting)
         self._waiting.append((source, rows))
         self.waiting = len(source)
-        parts: dict[str, Adjacency | Store | NodeTable] = {
-            "adjacency": self.adjacency, "store": self.store, "table": self.table,
-        }  # fmt: skip
-        out = {f"{p}.{k}": v for p, thing in parts.items() for k, v in thing.state_dict().items()}
+        out = {
+            f"{p}.{k}": v
+            for p, thing in self._things().items()
+            for k, v in thing.state_dict().items()
+        }
         waiting = {f"waiting.{name}": getattr(rows, name) for name in COLUMNS}
         counts = np.array([self._ended, self.unlearnt])
         return {**out, **waiting, "waiting.source": source, "ends": self._ends, "counts": counts}
 
     def load_state_dict(self, state: Arrays) -> None:
-        things: dict[str, Adjacency | Store | NodeTable] = {
-            "adjacency": self.adjacency, "store": self.store, "table": self.table,
-        }  # fmt: skip
-        for part, thing in things.items():
+        for part, thing in self._things().items():
             prefix = f"{part}."
             found = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             if found:  # tables came later than the format

@@ -23,6 +23,19 @@ class Encoder(nn.Module):
         self.shape = shape
         self.config = config
 
+    def _end(self, width: int) -> None:
+        """The last layers, of what `_output` takes."""
+        self.out = nn.Linear(width, self.config.dim)
+        if self.config.variance:
+            self.log_variance = nn.Linear(width, self.config.dim)
+
+    def _output(self, joined: Tensor, h_BTD: Tensor, extra: View) -> Output:
+        """The vector of unit length, and where it is wanted its log variance, of joined [B, width]."""
+        if self.config.variance:
+            variance = torch.clamp(self.log_variance(joined), -10.0, 10.0)
+            extra = {**extra, "log_variance": variance}
+        return Output(F.normalize(self.out(joined), dim=-1), h_BTD, extra)
+
     def step(self, record: View) -> Output:
         """One more record each, where the encoder is recurrent."""
         raise NotImplementedError
@@ -50,9 +63,7 @@ class RecurrentEncoder(Encoder):
     def __init__(self, shape: Shape, config: EncoderBase) -> None:
         super().__init__(shape, config)
         self.fields = Fields(shape, config)
-        self.out = nn.Linear(2 * config.hidden, config.dim)
-        if config.variance:
-            self.log_variance = nn.Linear(2 * config.hidden, config.dim)
+        self._end(2 * config.hidden)
 
     def recur(self, x_BTD: Tensor, state_BH: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [B, T, hidden] of the last layer, and states [B, T, H] of all layers."""
@@ -76,9 +87,7 @@ class RecurrentEncoder(Encoder):
         h_BD = _at(h_BTD, last)
         joined = torch.cat([h_BD, x_BD], -1)
         extra = {"state": h_BD if states_BTH is h_BTD else _at(states_BTH, last)}
-        if self.config.variance:
-            extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
-        return Output(F.normalize(self.out(joined), dim=-1), h_BTD, extra)
+        return self._output(joined, h_BTD, extra)
 
     def step(self, record: View) -> Output:
         """One more record each, from `state`: the view of `forward` without T and `length`."""

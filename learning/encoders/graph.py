@@ -143,9 +143,7 @@ class GraphEncoder(Encoder):
             self.structure = nn.Linear(STRUCTURE + FREQUENCIES, n)
         if shape.noded:
             self.node = NodeFields(shape, config)
-        self.out = nn.Linear(width, config.dim)
-        if config.variance:
-            self.log_variance = nn.Linear(width, config.dim)
+        self._end(width)
         self.pairs = PairScorer(config.pair_hidden, config.window)
         slow = torch.linspace(0.0, math.log(SLOWEST), FREQUENCIES, dtype=torch.float64)
         self.register_buffer("frequencies", torch.exp(-slow), persistent=False)
@@ -167,9 +165,7 @@ class GraphEncoder(Encoder):
         extra = {"joined": joined} if self.training else {}
         if not torch.compiler.is_exporting():
             extra |= self.beside(view, x_BTD, valid_BT, own_BD)
-        if self.config.variance:
-            extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
-        return Output(F.normalize(self.out(joined), dim=-1), x_BTD, extra)
+        return self._output(joined, x_BTD, extra)
 
     def beside(self, view: View, x_BTD: Tensor, valid_BT: Tensor, own_BD: Tensor) -> View:
         """More of the `extra` that objectives read, of the same tensors as `readout`'s; no release has it."""

@@ -8,7 +8,6 @@ product with that equality, no scatter, exact in ONNX Runtime. Hashes say who is
 Shapes: B graphs, T edges of a window, N = 2·T tokens (all sources, then all neighbours), H hidden."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.config import GraphIsomorphismConfig
@@ -53,10 +52,7 @@ class GraphIsomorphismEncoder(Encoder):
             self.toward = nn.Parameter(torch.randn(n) * 0.5)
         self.own_share = nn.Parameter(torch.zeros(config.rounds))  # epsilon of the paper
         self.rounds = nn.ModuleList(_perceptron(n) for _ in range(config.rounds))
-        width = n * (config.rounds + 1)
-        self.out = nn.Linear(width, config.dim)
-        if config.variance:
-            self.log_variance = nn.Linear(width, config.dim)
+        self._end(n * (config.rounds + 1))
 
     def forward(self, view: View) -> Output:
         """Of the edges only those before `length` count. [B, T] -> z_BD; h_BTD: what an edge's message carries."""
@@ -74,10 +70,7 @@ class GraphIsomorphismEncoder(Encoder):
             h_BNH = update((1.0 + own_share) * h_BNH + same_BNN @ told_BNH)
             read.append(once_B1N @ h_BNH)
         joined = torch.cat(read, 2).squeeze(1)
-        extra = {}
-        if self.config.variance:
-            extra["log_variance"] = torch.clamp(self.log_variance(joined), -10.0, 10.0)
-        return Output(F.normalize(self.out(joined), dim=-1), edge_BTH, extra)
+        return self._output(joined, edge_BTH, {})
 
     def _either_way(self, edge_BTH: Tensor) -> list[Tensor]:
         """What edges carry to their sources, and to their neighbours."""
