@@ -13,21 +13,8 @@ import numpy as np
 from actors.rejected import ErrorClass, Rejected
 from actors.times import LIMIT_US, NOTHING, Instants, instants_of, to_us
 from schemas.errors import SettingsError
-from schemas.records import (
-    DIRECTION,
-    ENDS,
-    F32,
-    F64,
-    I64,
-    NEIGHBOUR,
-    Bool,
-    Features,
-    Field,
-    FieldType,
-    Rows,
-    StreamConfig,
-    category_hash,
-)
+from schemas.records import F32, F64, I64, Bool, Features, Rows, category_hash
+from schemas.stream import DIRECTION, ENDS, NEIGHBOUR, Field, FieldType, StreamConfig
 
 NONE_HASH = -0x5AFE_5AFE_5AFE_5AFE  # stands for None until the mask is made
 CACHED = 1 << 17  # texts whose hashes are remembered

@@ -17,16 +17,8 @@ from msgspec import Meta
 from actors.columns import Table, check_defaults
 from actors.rejected import ErrorClass, Rejected
 from schemas.errors import SettingsError
-from schemas.records import (
-    I64,
-    OFFSET_BITS,
-    Decoded,
-    Features,
-    Rows,
-    StreamConfig,
-    Told,
-    category_hash,
-)
+from schemas.records import I64, OFFSET_BITS, Decoded, Features, Rows, Told, category_hash
+from schemas.stream import StreamConfig
 
 Size = Annotated[int, Meta(ge=1)]
 Value: TypeAlias = bytes | pa.RecordBatch

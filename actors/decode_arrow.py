@@ -15,7 +15,8 @@ from actors.columns import Hashes, Table, assemble
 from actors.paths import leaves, tree
 from actors.rejected import Rejected
 from actors.times import Instants, instants_of, scaled
-from schemas.records import F64, I64, Bool, Features, FieldType, Rows, StreamConfig
+from schemas.records import F64, I64, Bool, Features, Rows
+from schemas.stream import FieldType, StreamConfig
 
 if TYPE_CHECKING:
     from actors.decode import BadRecord, DecodeConfig

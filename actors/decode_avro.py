@@ -13,7 +13,8 @@ from actors.columns import Hashes, Lists, Table, assemble
 from actors.paths import leaves, tree
 from actors.rejected import Rejected
 from schemas.errors import SettingsError
-from schemas.records import I64, StreamConfig
+from schemas.records import I64
+from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
     from actors.decode import BadRecord, DecodeConfig

@@ -17,7 +17,8 @@ from msgspec import Raw, Struct, defstruct
 from actors.columns import Hashes, Lists, Table, assemble
 from actors.paths import Leaf, Tree, leaves, tree
 from actors.rejected import Rejected
-from schemas.records import I64, StreamConfig
+from schemas.records import I64
+from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
     from actors.decode import BadRecord, DecodeConfig

@@ -9,18 +9,8 @@ import numpy as np
 from actors.columns import Hashes
 from actors.mirror import Marks, Origin, Reader, messages
 from actors.partitioner import partitions_of
-from schemas.records import (
-    DIRECTION,
-    I64,
-    NEIGHBOUR,
-    OFFSET_BITS,
-    Bool,
-    Decoded,
-    Gone,
-    Rows,
-    Shape,
-    Windows,
-)
+from schemas.records import I64, OFFSET_BITS, Bool, Decoded, Gone, Rows, Windows
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 MAX_NAME = 4096  # of a node, in bytes: decode.max_entity_bytes cuts before
 

@@ -11,7 +11,8 @@ import structlog
 from actors.encode import Release, current_swap
 from actors.state import State, Touched
 from schemas.errors import ReleaseError
-from schemas.records import F32, I64, NEIGHBOUR, Bool, Features, Shape, contributions
+from schemas.records import F32, I64, Bool, Features, contributions
+from schemas.stream import NEIGHBOUR, Shape
 
 CHUNK = 256  # windows in one call: larger ones run no faster on a CPU and hold the stream up
 log = structlog.get_logger()

@@ -11,7 +11,7 @@ import pyarrow.csv
 from actors.file_formats import BLOCK, Chunk, Piece, counted, estimate
 from actors.paths import leaves
 from schemas.errors import SourceError
-from schemas.records import FieldType, StreamConfig
+from schemas.stream import FieldType, StreamConfig
 
 NOTHING = pa.array(["", "NA", "N/A", "null", "NULL", "NaN", "nan", "None"], pa.string())
 """In a column of numbers, flags or times these are missing; in one of text only "" is."""

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from actors.decode import DecodeConfig, make_decoder
 from actors.paths import leaves
 from schemas.errors import SourceError
-from schemas.records import StreamConfig
+from schemas.stream import StreamConfig
 
 BLOCK = 1 << 20
 CHUNK_ROWS = 16_384

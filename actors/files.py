@@ -15,7 +15,8 @@ from actors.file_formats import Chunk, Format, Piece, open_file
 from actors.partitioner import partitions_of
 from actors.ports import Batch, Source
 from schemas.errors import SourceError
-from schemas.records import I64, StreamConfig
+from schemas.records import I64
+from schemas.stream import StreamConfig
 
 HELD_ROWS = 65_536
 """Rows that may wait for paused groups; then reading waits too."""

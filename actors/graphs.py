@@ -8,7 +8,8 @@ import numpy as np
 
 from actors.encode import file_of, session
 from schemas.published import ANCHORS, OF_NODES, Input
-from schemas.records import StreamConfig, Windows
+from schemas.records import Windows
+from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

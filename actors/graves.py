@@ -13,19 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from schemas.records import (
-    EDGE_TYPE,
-    ENDS,
-    F64,
-    I64,
-    NEIGHBOUR,
-    OFFSET_BITS,
-    TOMBSTONE,
-    Bool,
-    Rows,
-    Shape,
-    contributions,
-)
+from schemas.records import F64, I64, OFFSET_BITS, Bool, Rows, contributions
+from schemas.stream import EDGE_TYPE, ENDS, NEIGHBOUR, TOMBSTONE, Shape
 
 if TYPE_CHECKING:
     from actors.state import Marks, State

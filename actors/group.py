@@ -27,8 +27,9 @@ from actors.state import State, Touched
 from learning.node_table import NodeTable
 from schemas.errors import SnapshotError
 from schemas.published import EDGE
-from schemas.records import DIRECTION, I64, NEIGHBOUR, OFFSET_BITS, Decoded, Shape, Windows
+from schemas.records import I64, OFFSET_BITS, Decoded, Windows
 from schemas.stats import GroupStats
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 Sizes = tuple[int, int, int] | tuple[int, int, int, int]
 """Window L, hidden H, slots E; and of how many nodes, of all groups, a graph's features are kept (else E)."""

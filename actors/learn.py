@@ -28,8 +28,9 @@ from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from learning.memory_learner import MemoryLearner
 from schemas.errors import SnapshotError
-from schemas.records import I64, NEIGHBOUR, OFFSET_BITS, Shape, Told, Windows
+from schemas.records import I64, OFFSET_BITS, Told, Windows
 from schemas.stats import LearnerStats
+from schemas.stream import NEIGHBOUR, Shape
 
 log = structlog.get_logger()
 STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"

@@ -22,19 +22,8 @@ from actors.decode import BadRecord
 from actors.ports import Batch
 from actors.rejected import Rejected
 from actors.times import LIMIT_US
-from schemas.records import (
-    DIRECTION,
-    I64,
-    NEIGHBOUR,
-    OFFSET_BITS,
-    Bool,
-    Decoded,
-    Features,
-    Gone,
-    Rows,
-    Shape,
-    Told,
-)
+from schemas.records import I64, OFFSET_BITS, Bool, Decoded, Features, Gone, Rows, Told
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 MESSAGE_BYTES = 256 << 10
 """A sender cuts where its columns are as long."""

@@ -11,8 +11,9 @@ from actors.budget import Budget
 from actors.group import Group
 from actors.ports import LearnerPort
 from actors.state import Touched
-from schemas.records import I64, NEIGHBOUR, Rows, Windows
+from schemas.records import I64, Rows, Windows
 from schemas.stats import ShardStats
+from schemas.stream import NEIGHBOUR
 
 if TYPE_CHECKING:
     from actors.shard import ShardConfig

@@ -6,7 +6,7 @@ from typing import Union
 
 from actors.rejected import Rejected
 from schemas.errors import SettingsError
-from schemas.records import FieldType, StreamConfig
+from schemas.stream import FieldType, StreamConfig
 
 _TYPES: dict[str, frozenset[type]] = {
     "number": frozenset({int, float}),

@@ -29,7 +29,8 @@ from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import EncoderConfig, LearnerConfig
 from schemas.errors import AfreshError, SinkDown
-from schemas.records import StreamConfig, Told
+from schemas.records import Told
+from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
     from actors.learn import Learn

@@ -30,8 +30,9 @@ from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
-from schemas.records import StreamConfig, Windows
+from schemas.records import Windows
 from schemas.stats import PublisherStats
+from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

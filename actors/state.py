@@ -22,15 +22,14 @@ from schemas.records import (
     F64,
     I64,
     OFFSET_BITS,
-    TOMBSTONE,
     Bool,
     Decoded,
     Rows,
-    Shape,
     Windows,
     category_hash,
     contributions,
 )
+from schemas.stream import TOMBSTONE, Shape
 
 SLAB = 4096
 _NAME_BYTES = 200  # an entity's name in the index and in the list of names, roughly

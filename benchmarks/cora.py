@@ -29,19 +29,8 @@ from learning.config import (
 )
 from learning.graph_learner import GraphLearner
 from learning.student import embed
-from schemas.records import (
-    DIRECTION,
-    F32,
-    F64,
-    I64,
-    NEIGHBOUR,
-    Features,
-    Rows,
-    Shape,
-    Told,
-    Windows,
-    category_hash,
-)
+from schemas.records import F32, F64, I64, Features, Rows, Told, Windows, category_hash
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 SEEDS = (0, 1, 2)
 STRENGTHS = 10.0 ** np.arange(-1, 5)  # C of the regression, chosen on the validation papers

@@ -15,7 +15,8 @@ from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig
 from learning.encoders.base import Encoder
 from schemas.published import Manifest
-from schemas.records import I64, Decoded, Field, FieldType, Rows, StreamConfig, category_hash
+from schemas.records import I64, Decoded, Rows, category_hash
+from schemas.stream import Field, FieldType, StreamConfig
 
 CATEGORIES, NUMBERS = ("what", "shop", "channel"), ("amount", "weight", "age", "score")
 STREAM = StreamConfig(

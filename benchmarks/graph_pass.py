@@ -21,7 +21,8 @@ from learning.edges import Examples
 from learning.graph_learner import GraphLearner
 from learning.memory_learner import MemoryLearner
 from learning.nodes import Drawn
-from schemas.records import DIRECTION, F32, I64, NEIGHBOUR, Rows, Shape, Windows, category_hash
+from schemas.records import F32, I64, Rows, Windows, category_hash
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 SHAPE = Shape(1, 1, graph=True)  # the direction; the neighbour
 GraphEncoderConfig = TemporalAttentionConfig | GraphMixerConfig | GraphMemoryConfig

@@ -27,7 +27,8 @@ from benchmarks.apart import apart
 from benchmarks.items import Item, at_least, at_most, shown
 from learning.config import NextInteractionConfig, ReplayConfig, TemporalAttentionConfig
 from learning.edges import EdgeReplay
-from schemas.records import StreamConfig, Told, Windows
+from schemas.records import Told, Windows
+from schemas.stream import StreamConfig
 from tests.fake_sink import MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource
 

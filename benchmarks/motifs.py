@@ -24,7 +24,8 @@ from learning.compatibility import untrained_vectors
 from learning.config import GraphClConfig, GraphIsomorphismConfig, LearnerConfig
 from learning.learner import Learner
 from learning.student import embed
-from schemas.records import F32, F64, I64, StreamConfig, Windows
+from schemas.records import F32, F64, I64, Windows
+from schemas.stream import StreamConfig
 
 STREAM = StreamConfig(
     kind="graph", unit="graph", entity="case", source="a", neighbour="b", time="at", time_unit="us"

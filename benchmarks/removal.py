@@ -23,17 +23,8 @@ from benchmarks import flow
 from benchmarks.college import College, load
 from benchmarks.graph_pass import ENCODER, SHAPE, VECTORS, distinct, edges_of, learner_config
 from learning.graph_learner import GraphLearner
-from schemas.records import (
-    DIRECTION,
-    F32,
-    I64,
-    NEIGHBOUR,
-    Bool,
-    Decoded,
-    Rows,
-    StreamConfig,
-    category_hash,
-)
+from schemas.records import F32, I64, Bool, Decoded, Rows, category_hash
+from schemas.stream import DIRECTION, NEIGHBOUR, StreamConfig
 
 STREAM = StreamConfig("src", "at", kind="graph", neighbour="dst", time_unit="s")
 OVERFLOWS = (0, 1, 2, 5)

@@ -16,7 +16,8 @@ from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.linalg import svds
 
 from learning.held_out import mixed
-from schemas.records import F32, F64, I64, Bool, Field, FieldType, StreamConfig, category_hash
+from schemas.records import F32, F64, I64, Bool, category_hash
+from schemas.stream import Field, FieldType, StreamConfig
 
 DAY_US = 86_400_000_000
 WITHIN_DAYS = 90  # the last cut-off has so many days of data after it

@@ -24,8 +24,9 @@ from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from benchmarks import flow
 from benchmarks.items import Item, at_least, shown
 from daemon import servers
-from learning.config import EncoderBase
-from schemas.records import I64, StreamConfig
+from learning.config_base import EncoderBase
+from schemas.records import I64
+from schemas.stream import StreamConfig
 
 RECORDS = {"json": 60_000, "arrow": 120_000}
 MESSAGES = {"json": 2048, "arrow": 4}  # of a micro-batch: some 2,000 records either way

@@ -13,7 +13,8 @@ from actors.shard import resident_bytes
 from actors.state import State, entity_bytes
 from benchmarks.flow import ENCODER, NUMBERS, START_MS, STREAM, name_of
 from benchmarks.items import Item, at_most, shown
-from schemas.records import Decoded, Rows, Shape
+from schemas.records import Decoded, Rows
+from schemas.stream import Shape
 
 ENTITIES, MILLION, WINDOW = 200_000, 1_000_000, 32
 BATCH = 2048

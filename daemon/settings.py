@@ -19,7 +19,7 @@ from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import FITTING, EncoderConfig, GraphmaeConfig, GruConfig, LearnerConfig
 from schemas.errors import AfreshError, SettingsError
-from schemas.records import StreamConfig
+from schemas.stream import StreamConfig
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

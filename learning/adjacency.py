@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from learning.held_out import mixed
-from schemas.records import DIRECTION, EDGE_TYPE, I64, NEIGHBOUR, Bool, Rows, Shape, Windows
+from schemas.records import I64, Bool, Rows, Windows
+from schemas.stream import DIRECTION, EDGE_TYPE, NEIGHBOUR, Shape
 
 Arrays = dict[str, npt.NDArray[Any]]
 SLACK = 2  # rings hold so many windows: what came since does not push out what was there before

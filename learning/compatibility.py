@@ -9,7 +9,8 @@ from learning.encoders.base import Encoder
 from learning.kinds.events import subset
 from learning.learner import Learner
 from learning.student import embed
-from schemas.records import F32, Shape, Windows
+from schemas.records import F32, Windows
+from schemas.stream import Shape
 
 RECEIVED = 256  # windows at a time
 

@@ -16,7 +16,8 @@ from learning.config import NextInteractionConfig, ReplayConfig
 from learning.held_out import held_out
 from learning.kinds.events import subset
 from learning.node_table import ENTRY, Described, NodeTable
-from schemas.records import I64, NEIGHBOUR, Bool, Rows, Shape, Windows
+from schemas.records import I64, Bool, Rows, Windows
+from schemas.stream import NEIGHBOUR, Shape
 
 Arrays = dict[str, npt.NDArray[Any]]
 RECENT = 65_536  # ends of so many edges, of which negatives are drawn by their degree

@@ -23,7 +23,8 @@ from learning.encoders.base import Encoder, RecurrentEncoder
 from learning.inline import check_inline
 from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
 from schemas.errors import ReleaseError
-from schemas.records import DIRECTION, FAR_VIEW, NEIGHBOUR, NODE_VIEW, ROW_VIEW, Windows
+from schemas.records import Windows
+from schemas.stream import DIRECTION, FAR_VIEW, NEIGHBOUR, NODE_VIEW, ROW_VIEW
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 

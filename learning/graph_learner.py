@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from learning import nodes
-from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig, refuse
+from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig
+from learning.config_base import refuse
 from learning.contract import Objective
 from learning.edges import SOURCE, TARGET, EdgeReplay, Examples, Store, some
 from learning.encoders.graph import GraphEncoder
@@ -17,7 +18,8 @@ from learning.learner import EVALUATED, NORMALISER_WINDOWS, Learner
 from learning.learner_state import HELD_BYTES
 from learning.nodes import Drawn
 from learning.student import moved
-from schemas.records import NEIGHBOUR, Bool, Shape, Told, Windows
+from schemas.records import Bool, Told, Windows
+from schemas.stream import NEIGHBOUR, Shape
 
 
 class GraphLearner(Learner):

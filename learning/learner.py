@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from learning import encoders, kinds, learner_state, objectives
-from learning.config import EncoderConfig, LearnerConfig, refuse
+from learning.config import EncoderConfig, LearnerConfig
+from learning.config_base import refuse
 from learning.contract import Batch, Needs, Objective, Update
 from learning.encoders.base import Encoder
 from learning.held_out import MOST, held_out, lowered
@@ -21,7 +22,8 @@ from learning.quality import effective_rank, uniformity
 from learning.replay import Replay
 from learning.running import Admission, Moments, clip_bounds
 from learning.student import Student, embed, moved
-from schemas.records import I64, Shape, Told, Windows
+from schemas.records import I64, Told, Windows
+from schemas.stream import Shape
 
 NORMALISER_WINDOWS = 64  # of each receive, for the running moments
 RENORMALISE_EVERY = 256  # updates; and after 1, 2, 4, ... before that

@@ -12,7 +12,7 @@ from torch import Tensor
 from learning.config import ReplayConfig
 from learning.replay import Replay
 from schemas.errors import SnapshotError
-from schemas.records import Shape
+from schemas.stream import Shape
 
 if TYPE_CHECKING:
     from learning.learner import Learner

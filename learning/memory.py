@@ -22,7 +22,8 @@ from learning.adjacency import COLUMNS, Adjacency
 from learning.contract import View
 from learning.encoders.graph_memory import GraphMemoryEncoder
 from learning.kinds.events import tensors
-from schemas.records import F32, I64, NEIGHBOUR, Bool, Features, Rows, Shape
+from schemas.records import F32, I64, Bool, Features, Rows
+from schemas.stream import NEIGHBOUR, Shape
 
 Arrays = dict[str, npt.NDArray[Any]]
 FarOf = Callable[[I64, I64], Features]

@@ -19,7 +19,8 @@ from learning.held_out import held_out
 from learning.kinds.events import Arrays, tensors
 from learning.kinds.graph import Graph
 from learning.memory import Found, Memory
-from schemas.records import DIRECTION, F32, I64, NEIGHBOUR, Bool, Features, Rows, Shape
+from schemas.records import F32, I64, Bool, Features, Rows
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 OF_MEMORY, OF = ("memory", "before_us"), "windows."
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.records import I64, Features, Shape, Told
+from schemas.records import I64, Features, Told
+from schemas.stream import Shape
 
 Arrays = dict[str, npt.NDArray[Any]]
 COLUMNS = ("numbers", "categories", "missing")

@@ -12,7 +12,8 @@ from learning.edges import EdgeReplay, Examples
 from learning.held_out import held_out
 from learning.node_table import Described
 from learning.walks import NOW, walk
-from schemas.records import I64, NEIGHBOUR, Rows
+from schemas.records import I64, Rows
+from schemas.stream import NEIGHBOUR
 
 BY_DEGREE = 0.75  # of a node's edges: how often it is drawn as another one (word2vec, node2vec)
 

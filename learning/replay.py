@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from learning.config import ReplayConfig
 from learning.held_out import mixed
-from schemas.records import I64, Bool, Rows, Shape, Windows
+from schemas.records import I64, Bool, Rows, Windows
+from schemas.stream import Shape
 
 State = dict[str, npt.NDArray[Any]]
 

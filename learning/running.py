@@ -7,10 +7,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from learning.config import EncoderBase
+from learning.config_base import EncoderBase
 from learning.contract import View
 from learning.encoders.fields import HUGE, Fields
-from schemas.records import F32, I64, Bool, Shape
+from schemas.records import F32, I64, Bool
+from schemas.stream import Shape
 
 State = dict[str, npt.NDArray[Any]]
 

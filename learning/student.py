@@ -8,7 +8,8 @@ from torch import Tensor
 from learning.contract import Output, View
 from learning.encoders.base import Encoder
 from learning.kinds.events import pad, subset
-from schemas.records import NODE_VIEW, Windows
+from schemas.records import Windows
+from schemas.stream import NODE_VIEW
 
 BY_ENTITY = frozenset({"state", "totals", *NODE_VIEW})  # of a view, whatever their width
 WHOLE = "described"  # what rows of a view point into

@@ -6,7 +6,8 @@ import numpy as np
 
 from learning.adjacency import Adjacency
 from learning.held_out import held_out
-from schemas.records import F64, I64, NEIGHBOUR, Bool
+from schemas.records import F64, I64, Bool
+from schemas.stream import NEIGHBOUR
 
 NOW = np.iinfo(np.int64).max
 

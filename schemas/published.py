@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from schemas.records import Field, Unit
+from schemas.stream import Field, Unit
 
 
 def current_key(stream: str) -> str:

@@ -20,7 +20,8 @@ from actors.state import State
 from learning.config import TemporalAttentionConfig
 from learning.node_table import NodeTable
 from schemas.errors import SourceDown
-from schemas.records import Field, FieldType, Rows, StreamConfig, Told, Windows
+from schemas.records import Rows, Told, Windows
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource, Record
 

@@ -19,7 +19,7 @@ from actors.state import State
 from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig
 from schemas.published import Manifest
-from schemas.records import Field, FieldType, StreamConfig
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource, Record
 

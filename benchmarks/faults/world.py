@@ -31,7 +31,7 @@ from benchmarks.faults.stand_ins import (
     Violation,
 )
 from schemas.errors import Fenced
-from schemas.records import Field, FieldType, StreamConfig
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.fakes import Crashed, Gap, MemorySource, Record
 
 STREAM = StreamConfig(

@@ -15,7 +15,7 @@ from learning.encoders.graph_mixer import GraphMixerEncoder
 from learning.encoders.gru import GruEncoder
 from learning.encoders.linear_recurrence import LinearRecurrenceEncoder
 from learning.encoders.temporal_attention import TemporalAttentionEncoder
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def build(config: EncoderConfig, shape: Shape) -> Encoder:

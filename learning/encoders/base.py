@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.config import EncoderBase
+from learning.config_base import EncoderBase
 from learning.contract import Output, View
 from learning.encoders.fields import Fields, row
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 class Encoder(nn.Module):

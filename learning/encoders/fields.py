@@ -8,9 +8,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from learning.config import EncoderBase
+from learning.config_base import EncoderBase
 from learning.contract import View
-from schemas.records import Shape
+from schemas.stream import Shape
 
 DAY_US = 86_400_000_000
 LEAST_SCALE = 0.05  # of a normaliser: a constant field stays small when it first changes

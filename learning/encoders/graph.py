@@ -13,7 +13,7 @@ from learning.contract import Output, View
 from learning.encoders.base import Encoder
 from learning.encoders.fields import LEAST_SCALE, Fields, symlog
 from learning.encoders.pair_scorer import PairScorer, repeats, seconds, there
-from schemas.records import NEIGHBOUR, Shape
+from schemas.stream import NEIGHBOUR, Shape
 
 FREQUENCIES = 16  # of the encoding of time, from 1 rad/s down to one in about a year
 SLOWEST = 4e7  # seconds per radian

@@ -15,7 +15,7 @@ from learning.contract import Output, View
 from learning.encoders.base import Encoder
 from learning.encoders.fields import Fields
 from learning.encoders.pair_scorer import there
-from schemas.records import ENDS, Shape
+from schemas.stream import ENDS, Shape
 
 
 class EdgeFields(Fields):

@@ -18,7 +18,7 @@ from learning.contract import View
 from learning.encoders.fields import Fields
 from learning.encoders.fused_gru import stepped
 from learning.encoders.graph import GraphEncoder
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 class StepFields(Fields):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from learning.config import GraphMixerConfig
 from learning.contract import View
 from learning.encoders.graph import GraphEncoder
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 class GraphMixerEncoder(GraphEncoder):

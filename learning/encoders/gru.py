@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from learning.config import GruConfig
 from learning.encoders.base import RecurrentEncoder
 from learning.encoders.fused_gru import fused_gru
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 class GruEncoder(RecurrentEncoder):

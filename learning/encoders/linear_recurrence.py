@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learning.config import LinearRecurrenceConfig
 from learning.encoders.base import RecurrentEncoder
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def scan(a_BTD: Tensor, b_BTD: Tensor, h0_BD: Tensor, longest: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.contract import View
-from schemas.records import DIRECTION, NEIGHBOUR
+from schemas.stream import DIRECTION, NEIGHBOUR
 
 TOKEN = 9
 PAST_S = (10_800.0, 86_400.0, 604_800.0)  # within which a node's edges are counted: 3 h, 1 d, 7 d

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from learning.config import TemporalAttentionConfig
 from learning.contract import View
 from learning.encoders.graph import GraphEncoder, newest_and_mean
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 class TemporalAttentionEncoder(GraphEncoder):

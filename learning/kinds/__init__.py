@@ -1,10 +1,11 @@
 """Kinds of streams whose entities have windows of their own, by the shape; nodes have learning.graph_learner."""
 
-from learning.config import EncoderBase, GraphClConfig, LearnerConfig
+from learning.config import GraphClConfig, LearnerConfig
+from learning.config_base import EncoderBase
 from learning.contract import Kind
 from learning.kinds.events import Events
 from learning.kinds.whole_graphs import WholeGraphs
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def build(shape: Shape, encoder: EncoderBase, learner: LearnerConfig) -> Kind:

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learning.config import EncoderBase
+from learning.config_base import EncoderBase
 from learning.contract import Batch, Needs, View
-from schemas.records import F64, I64, Shape, Windows, contributions
+from schemas.records import F64, I64, Windows, contributions
+from schemas.stream import Shape
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 

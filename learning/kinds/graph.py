@@ -4,13 +4,13 @@ Shapes: B edges, C nodes of an example (source, target, negatives), U nodes, K e
 
 import numpy as np
 
-from learning.config import EncoderBase
+from learning.config_base import EncoderBase
 from learning.contract import Batch, Needs, View
 from learning.edges import SOURCE, TARGET, Examples
 from learning.kinds import node_views
 from learning.kinds.events import Arrays, tensors
 from learning.nodes import Drawn
-from schemas.records import ROW_VIEW
+from schemas.stream import ROW_VIEW
 
 
 class Graph:

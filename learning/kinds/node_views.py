@@ -9,7 +9,8 @@ from learning.contract import Needs, View
 from learning.kinds.events import Arrays, tensors
 from learning.node_table import Described
 from learning.nodes import Nodes
-from schemas.records import F32, I64, NEIGHBOUR, ROW_VIEW, Bool
+from schemas.records import F32, I64, Bool
+from schemas.stream import NEIGHBOUR, ROW_VIEW
 
 
 def add(

@@ -7,11 +7,13 @@ Vectorised NumPy. Shapes: B graphs, M looks, T edges of the longest, N = 2·T en
 
 import numpy as np
 
-from learning.config import AUGMENTATIONS, EncoderBase, GraphClConfig
+from learning.config import AUGMENTATIONS, GraphClConfig
+from learning.config_base import EncoderBase
 from learning.contract import Batch, Needs
 from learning.held_out import held_out
 from learning.kinds.events import Arrays, Pieces, columns, index_of, positives, tensors
-from schemas.records import ENDS, I64, Bool, Windows
+from schemas.records import I64, Bool, Windows
+from schemas.stream import ENDS
 
 STEPS = 4  # of a walk, for each node that it is to find
 

@@ -14,8 +14,8 @@ from learning.config import (
     Node2vecConfig,
     ObjectiveConfig,
     VicregConfig,
-    refuse,
 )
+from learning.config_base import refuse
 from learning.contract import Objective
 from learning.objectives.bag import Bag
 from learning.objectives.bandana import Bandana
@@ -28,7 +28,7 @@ from learning.objectives.mlem import Mlem
 from learning.objectives.next_interaction import NextInteraction
 from learning.objectives.node2vec import Node2vec
 from learning.objectives.vicreg import Vicreg
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def build(  # noqa: C901  # one line for each

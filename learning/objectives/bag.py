@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from learning.config import BagConfig
 from learning.contract import Batch, Encode, Needs, Objective, Update, View
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def bag_loss(logits_MFC: Tensor, counts_MFC: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learning.config import GraphmaeConfig, refuse
+from learning.config import GraphmaeConfig
+from learning.config_base import refuse
 from learning.contract import Batch, Encode, Needs, Objective, Update, View
 from learning.encoders.fields import symlog
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def scaled_cosine_error(guess_BF: Tensor, truth_BF: Tensor, gamma: float) -> Tensor:

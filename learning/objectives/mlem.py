@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from learning.config import MlemConfig
 from learning.contract import Batch, Encode, Needs, Objective, Update, View
-from schemas.records import Shape
+from schemas.stream import Shape
 
 
 def masked_mean(x: Tensor, there: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from actors.decode import BadRecord, DecodeConfig, Decoder, make_decoder
-from schemas.records import Decoded, Field, FieldType, StreamConfig
+from schemas.records import Decoded
+from schemas.stream import Field, FieldType, StreamConfig
 
 FIELDS = (
     Field("carrier", FieldType.category),

@@ -14,7 +14,8 @@ import numpy as np
 
 from actors.snapshot import GroupSnapshot, newest, restore
 from actors.state import State
-from schemas.records import Decoded, Rows, Shape
+from schemas.records import Decoded, Rows
+from schemas.stream import Shape
 
 SHAPE = Shape(1, 1)
 OLD, NEW = 1, 3  # positions of the snapshot that is there, and of the one that is killed

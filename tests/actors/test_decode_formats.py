@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from actors.dead_letters import arrow_stream
 from actors.decode import DecodeConfig, make_decoder
 from schemas.errors import SettingsError
-from schemas.records import OFFSET_BITS, Field, FieldType, StreamConfig, category_hash
+from schemas.records import OFFSET_BITS, category_hash
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.actors.messages import (
     ARROW,
     EPOCH,

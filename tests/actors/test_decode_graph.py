@@ -14,17 +14,16 @@ import pytest
 from actors.columns import check_defaults
 from actors.decode import BadRecord, DecodeConfig, Decoder, make_decoder
 from schemas.errors import SettingsError
-from schemas.records import (
+from schemas.records import Decoded, category_hash
+from schemas.stream import (
     DIRECTION,
     EDGE_TYPE,
     ENDS,
     NEIGHBOUR,
-    Decoded,
     Field,
     FieldType,
     Shape,
     StreamConfig,
-    category_hash,
 )
 from tests.actors.messages import ipc, run
 

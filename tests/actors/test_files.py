@@ -13,7 +13,7 @@ from actors.decode import DecodeConfig, make_decoder
 from actors.files import FileSource
 from actors.partitioner import partition_of
 from schemas.errors import SourceError
-from schemas.records import Field, FieldType, StreamConfig
+from schemas.stream import Field, FieldType, StreamConfig
 
 STREAM = StreamConfig(
     "who.id",

@@ -12,7 +12,8 @@ from actors.mirror import Mark, Origin, Reader
 from actors.ports import Batch
 from learning.node_table import NodeTable
 from schemas.errors import Fenced, SnapshotError
-from schemas.records import DIRECTION, NEIGHBOUR, Bool, Shape, category_hash
+from schemas.records import Bool, category_hash
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
 from tests.graphs import (

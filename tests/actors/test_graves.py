@@ -13,18 +13,8 @@ from actors.graves import among, forget_neighbours
 from actors.group import Group
 from actors.snapshot import Folder, GroupSnapshot, restore
 from actors.state import Marks, State
-from schemas.records import (
-    EDGE_TYPE,
-    NEIGHBOUR,
-    OFFSET_BITS,
-    Decoded,
-    Features,
-    Rows,
-    Shape,
-    Told,
-    Windows,
-    contributions,
-)
+from schemas.records import OFFSET_BITS, Decoded, Features, Rows, Told, Windows, contributions
+from schemas.stream import EDGE_TYPE, NEIGHBOUR, Shape
 
 GAP = 5
 UNTYPED, TYPED = Shape(3, 2, GAP, graph=True), Shape(3, 3, GAP, graph=True, typed=True)

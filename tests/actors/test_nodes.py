@@ -10,7 +10,8 @@ from actors.graves import Buried, leads_to
 from actors.nodes import News
 from actors.state import State
 from learning.node_table import NodeTable
-from schemas.records import NEIGHBOUR, Decoded, Features, Rows, Shape, Told, category_hash
+from schemas.records import Decoded, Features, Rows, Told, category_hash
+from schemas.stream import NEIGHBOUR, Shape
 
 SHAPE = Shape(1, 1, graph=True, node_numbers=1)
 WINDOW = 4

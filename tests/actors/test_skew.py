@@ -13,7 +13,8 @@ from actors.ports import Batch
 from actors.shard import Shard
 from actors.skew import AHEAD_MS, PATIENCE_S, Part, Piece, Skew
 from daemon.supervisor import slowest_others
-from schemas.records import OFFSET_BITS, Decoded, Rows, Shape
+from schemas.records import OFFSET_BITS, Decoded, Rows
+from schemas.stream import Shape
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
 from tests.services import make_shard, record

@@ -11,7 +11,8 @@ from actors.snapshot import Folder, GroupSnapshot, newest, restore
 from actors.state import Marks, State, StateConfig, capacity
 from schemas.errors import SettingsError, SnapshotError
 from schemas.published import anchored_window
-from schemas.records import Decoded, Rows, Shape, contributions
+from schemas.records import Decoded, Rows, contributions
+from schemas.stream import Shape
 
 SHAPE = Shape(2, 1, session_gap_us=5)
 WINDOW = 8

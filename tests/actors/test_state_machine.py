@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from actors.state import State
 from schemas.published import anchored_window
-from schemas.records import Decoded, Rows, Shape, contributions
+from schemas.records import Decoded, Rows, contributions
+from schemas.stream import Shape
 
 SHAPE = Shape(2, 1, session_gap_us=1 << 40)  # sessions: tests/actors/test_state.py
 SLOTS, WINDOW = 6, 8

@@ -12,7 +12,8 @@ from actors.encode import Release
 from actors.shard import Shard
 from actors.state import State
 from learning.config import GraphIsomorphismConfig
-from schemas.records import Field, FieldType, StreamConfig, category_hash
+from schemas.records import category_hash
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.fake_sink import MemoryServer
 from tests.fakes import Crash, Crashed, MemorySource, Record
 from tests.graphs import Log

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import cora as c
 from benchmarks.cora import Cora
 from learning.config import GraceConfig
-from schemas.records import DIRECTION
+from schemas.stream import DIRECTION
 
 
 def made_up(papers: int = 60) -> Cora:

@@ -16,7 +16,7 @@ from learning.contract import Needs, Objective
 from learning.learner import Learner
 from learning.objectives.mlem import Mlem
 from schemas.errors import SettingsError
-from schemas.records import Shape
+from schemas.stream import Shape
 from tests.learning.streams import random_windows
 
 SHAPE = Shape(2, 1)

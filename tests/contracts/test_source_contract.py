@@ -17,7 +17,7 @@ from actors.partitioner import partition_of
 from actors.ports import Batch, Source
 from actors.source import KafkaSource, SourceConfig
 from schemas.errors import SourceError
-from schemas.records import Field, FieldType, StreamConfig
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.fakes import Crash, Crashed, Down, Gap, Item, MemorySource, Record
 from tests.helpers import eventually
 

@@ -11,8 +11,8 @@ from daemon.app import App, Child, refuse_changed
 from daemon.supervisor import Process
 from schemas.errors import SettingsError
 from schemas.published import Manifest
-from schemas.records import Field, FieldType, StreamConfig
 from schemas.stats import ShardStats
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.daemon.test_settings import MINIMAL, parse
 
 HANG_S = parse(MINIMAL).service.hang_s

@@ -21,7 +21,7 @@ from actors.sink import Current, Value
 from examples import encode_alone
 from examples.encode_alone import TOLERANCE, compare
 from schemas.published import encoder_key
-from schemas.records import Field, FieldType, StreamConfig
+from schemas.stream import Field, FieldType, StreamConfig
 from tests.fakes import MemorySource, Record
 from tests.services import ENCODER, adopt, make_release, make_shard, settle
 

@@ -8,7 +8,8 @@ from learning.config import (
     ReplayConfig,
     TemporalAttentionConfig,
 )
-from schemas.records import DIRECTION, NEIGHBOUR, Rows, Shape, Windows
+from schemas.records import Rows, Windows
+from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
 SHAPE = Shape(2, 3, graph=True, typed=True)  # direction, a number; neighbour, type, a category
 ENCODER = TemporalAttentionConfig(

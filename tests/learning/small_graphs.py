@@ -3,7 +3,8 @@
 import numpy as np
 
 from learning.config import GraphClConfig, GraphIsomorphismConfig, LearnerConfig, ReplayConfig
-from schemas.records import Rows, Shape, Windows
+from schemas.records import Rows, Windows
+from schemas.stream import Shape
 
 SHAPE = Shape(2, 4, graph=True, typed=True, whole=True)  # source, neighbour, edge type, what
 ENCODER = GraphIsomorphismConfig(

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from schemas.records import Rows, Shape, Windows, contributions
+from schemas.records import Rows, Windows, contributions
+from schemas.stream import Shape
 
 START_US = 1_600_000_000_000_000
 

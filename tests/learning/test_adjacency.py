@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learning.adjacency import PAST, Adjacency
-from schemas.records import DIRECTION, NEIGHBOUR, Windows
+from schemas.records import Windows
+from schemas.stream import DIRECTION, NEIGHBOUR
 from tests.learning.edge_streams import SHAPE, START_US, edges
 
 EDGE = st.tuples(

@@ -5,7 +5,7 @@ from learning.compatibility import untrained_vectors
 from learning.config import GruConfig, LearnerConfig
 from learning.learner import Learner
 from learning.student import embed
-from schemas.records import Shape
+from schemas.stream import Shape
 from tests.learning.streams import random_windows
 
 SHAPE = Shape(2, 1)

@@ -16,7 +16,7 @@ from learning.config import GruConfig, LinearRecurrenceConfig
 from learning.encoders.fused_gru import fused_gru
 from learning.kinds.events import pad, subset
 from learning.running import Moments
-from schemas.records import Shape
+from schemas.stream import Shape
 from tests.learning.streams import random_windows
 
 L = 16

@@ -4,7 +4,7 @@ import pytest
 from learning.config import GruConfig
 from learning.contract import Needs
 from learning.kinds.events import Events, columns, slices, subset, whole
-from schemas.records import Shape
+from schemas.stream import Shape
 from tests.learning.streams import random_windows, totals_of
 
 SHAPES = [Shape(3, 2), Shape(0, 2), Shape(2, 0), Shape(0, 0)]

@@ -19,7 +19,8 @@ from learning.kinds.events import pad
 from learning.memory_learner import MemoryLearner
 from learning.objectives import build
 from schemas.errors import SettingsError
-from schemas.records import Features, Shape, Windows
+from schemas.records import Features, Windows
+from schemas.stream import Shape
 from tests.learning.edge_streams import CONFIG, ENCODER, SHAPE, circles
 from tests.learning.test_graph_learner import _fields
 

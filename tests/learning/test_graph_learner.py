@@ -15,7 +15,7 @@ from learning.held_out import held_out
 from learning.kinds.events import pad
 from learning.objectives.next_interaction import in_batch, next_interaction
 from schemas.errors import SettingsError
-from schemas.records import NEIGHBOUR, Shape
+from schemas.stream import NEIGHBOUR, Shape
 from tests.learning.edge_streams import CONFIG, ENCODER, SHAPE, circles, edges
 
 

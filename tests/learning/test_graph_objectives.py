@@ -12,7 +12,7 @@ from learning.objectives.grace import grace_loss
 from learning.objectives.graphmae import Graphmae, scaled_cosine_error
 from learning.objectives.node2vec import pairs, skip_gram
 from schemas.errors import SettingsError
-from schemas.records import Shape
+from schemas.stream import Shape
 
 G = torch.Generator().manual_seed(0)
 NODED = Shape(1, 1, graph=True, node_numbers=3, node_categories=1)

@@ -6,7 +6,8 @@ import torch
 from learning.config import ColesConfig, GruConfig, LearnerConfig
 from learning.kinds.events import pad, subset
 from learning.learner import Learner
-from schemas.records import Rows, Shape, Windows, contributions
+from schemas.records import Rows, Windows, contributions
+from schemas.stream import Shape
 
 TYPES, N, T = 6, 240, 24
 

@@ -20,7 +20,8 @@ from learning.kinds.events import subset
 from learning.learner import Learner, due_updates
 from learning.running import Admission
 from schemas.errors import SettingsError, SnapshotError
-from schemas.records import Rows, Shape, Windows
+from schemas.records import Rows, Windows
+from schemas.stream import Shape
 from tests.learning.streams import random_windows
 
 SHAPE = Shape(2, 1)

@@ -13,7 +13,8 @@ from learning.kinds.events import pad
 from learning.kinds.graph import Graph
 from learning.nodes import Drawn, Nodes
 from learning.student import Student
-from schemas.records import NEIGHBOUR, Features
+from schemas.records import Features
+from schemas.stream import NEIGHBOUR
 from tests.learning.edge_streams import CONFIG, ENCODER, SHAPE, START_US, circles
 from tests.learning.test_node_table import NODED, said
 

@@ -11,7 +11,7 @@ from learning.objectives.coles import coles_loss
 from learning.objectives.mlem import category_loss, number_loss
 from learning.objectives.vicreg import vicreg_loss
 from learning.quality import alignment, effective_rank, uniformity
-from schemas.records import Shape
+from schemas.stream import Shape
 
 G = torch.Generator().manual_seed(0)
 

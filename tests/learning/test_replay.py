@@ -3,7 +3,7 @@ import numpy as np
 from learning.config import ReplayConfig
 from learning.held_out import held_out, lowered
 from learning.replay import Replay
-from schemas.records import Shape
+from schemas.stream import Shape
 from tests.learning.streams import joined, random_rows, random_windows, window_of
 
 SHAPE = Shape(2, 1)

@@ -19,7 +19,8 @@ from learning.kinds.whole_graphs import looked, walked
 from learning.learner import Learner
 from learning.objectives.graphcl import graphcl_loss
 from schemas.errors import SettingsError
-from schemas.records import ENDS, Rows, Shape
+from schemas.records import Rows
+from schemas.stream import ENDS, Shape
 from tests.learning.small_graphs import (
     CONFIG,
     ENCODER,
