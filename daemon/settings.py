@@ -19,7 +19,7 @@ from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import FITTING, EncoderConfig, GraphmaeConfig, GruConfig, LearnerConfig
 from schemas.errors import AfreshError, SettingsError
-from schemas.stream import StreamConfig
+from schemas.stream import StreamConfig, Unit
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,8 +131,12 @@ def parse(text: str, name: str = "the settings") -> Settings:
 def _of_its_kind(raw: Any) -> Any:
     """With what a graph's encoder and objective are where nothing is said of them."""
     stream, learner = raw.get("stream"), raw.setdefault("learner", {})
-    if isinstance(stream, dict) and stream.get("kind") == "graph" and isinstance(learner, dict):
-        encoders, objectives = FITTING["graph" if stream.get("unit") == "graph" else "node"]
+    kind = stream.get("kind") if isinstance(stream, dict) else None
+    if kind in ("graph", "image") and isinstance(learner, dict):
+        unit: Unit = (
+            "image" if kind == "image" else "graph" if stream.get("unit") == "graph" else "node"
+        )
+        encoders, objectives = FITTING[unit]
         raw.setdefault("encoder", {"name": _tag(encoders[0])})
         learner.setdefault("objective", [{"name": _tag(objectives[0])}])
     return raw

@@ -14,6 +14,7 @@ from learning.config_base import (
     SliceBase,
     refuse,
 )
+from learning.config_images import TimmConfig
 from schemas.errors import SettingsError
 from schemas.stream import Unit
 
@@ -85,6 +86,7 @@ EncoderConfig = (
     | GraphMixerConfig
     | GraphMemoryConfig
     | GraphIsomorphismConfig
+    | TimmConfig
 )
 
 
@@ -236,7 +238,7 @@ ObjectiveConfig = (
     | GraphClConfig
 )
 
-FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBase], ...]]] = {
+FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveBase], ...]]] = {
     "events": (
         (GruConfig, LinearRecurrenceConfig),
         (ColesConfig, VicregConfig, BagConfig, MlemConfig),
@@ -254,8 +256,9 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBas
         ),
     ),
     "graph": ((GraphIsomorphismConfig,), (GraphClConfig,)),
+    "image": ((TimmConfig,), (VicregConfig,)),
 }
-"""Encoders and objectives of each unit; the first of either is what a graph's settings have by default."""
+"""Encoders and objectives of each unit; the first of either is the default where a stream is not of events."""
 
 
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,7 @@ import torch
 
 from learning import nodes
 from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig
-from learning.config_base import refuse
+from learning.config_base import EncoderBase, refuse
 from learning.contract import Objective
 from learning.edges import SOURCE, TARGET, EdgeReplay, Examples, Store, some
 from learning.encoders.graph import GraphEncoder
@@ -45,6 +45,7 @@ class GraphLearner(Learner):
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
         own = [o for o in self.config.objective if isinstance(o, NextInteractionConfig)]
         self.contrast = own[0] if own else NextInteractionConfig()
+        assert isinstance(self.encoder_config, EncoderBase)
         self.kind = Graph(self.encoder_config)
         self.replay = EdgeReplay(c, shape, window, self.contrast)
         self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, self.contrast.nodes)

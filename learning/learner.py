@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learning import encoders, kinds, learner_state, objectives
 from learning.config import EncoderConfig, LearnerConfig
-from learning.config_base import refuse
+from learning.config_base import EncoderBase, refuse
 from learning.contract import Batch, Needs, Objective, Update
 from learning.encoders.base import Encoder
 from learning.held_out import MOST, held_out, lowered
@@ -94,6 +94,7 @@ class Learner:
             raise refuse("encoder.variance", "false", "an objective learns it: it must be true")
         self.ema = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False).eval()
         self.moments = Moments(self.encoder.fields.scalar_width)
+        assert isinstance(encoder, EncoderBase)
         self.admission = Admission(encoder, self.encoder.fields.shape)
         self._remember()
         self.optimizer = self._make_optimizer()
@@ -101,6 +102,7 @@ class Learner:
     def _remember(self) -> None:
         """What is learnt from, and what is held out of it."""
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
+        assert isinstance(self.encoder_config, EncoderBase)
         self.kind: Any = kinds.build(shape, self.encoder_config, self.config)
         self.replay: Any = Replay(c, shape, window)
         self.held: Any = learner_state.held_store(c, shape, window)

@@ -7,7 +7,7 @@ K = 2 + 3·Fn running totals.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import compress
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+U8 = npt.NDArray[np.uint8]
 
 OFFSET_BITS = 48
 """A row's `position` is topic index << 48 | offset: it orders rows of equal time."""
@@ -40,23 +41,48 @@ class Rows:
     def take(self, at: I64 | slice | Bool | tuple[I64, I64]) -> Self:
         return type(self)(*(getattr(self, f.name)[at] for f in fields(self)))
 
-    @classmethod
-    def concat(cls, parts: Sequence[Self]) -> Self:
-        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+    @staticmethod
+    def concat(parts: "Sequence[R]") -> "R":
+        kind = type(parts[0])
+        return kind(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(kind)))
 
-    @classmethod
-    def empty(cls, shape: Shape, n: int = 0) -> Self:
-        return cls(
-            np.zeros(n, np.int64),
-            np.zeros(n, np.int64),
-            np.full((n, shape.numbers), np.nan, np.float32),
-            np.zeros((n, shape.categories), np.int64),
-            np.ones((n, shape.categories), np.bool_),
+    @staticmethod
+    def empty(shape: Shape, *leading: int) -> "Rows":
+        """Of no image and no values; any leading axes, none for N = 0."""
+        leading = leading or (0,)
+        columns = (
+            np.zeros(leading, np.int64),
+            np.zeros(leading, np.int64),
+            np.full((*leading, shape.numbers), np.nan, np.float32),
+            np.zeros((*leading, shape.categories), np.int64),
+            np.ones((*leading, shape.categories), np.bool_),
+        )
+        if not shape.side:
+            return Rows(*columns)
+        return ImageRows(
+            *columns,
+            np.zeros((*leading, shape.pixels), np.uint8),
+            np.zeros((*leading, shape.kept_uri), np.uint8),
+            np.zeros((*leading, 0), np.float32),
+            np.zeros(leading, np.int64),
         )
 
     @property
     def nbytes(self) -> int:
         return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+
+R = TypeVar("R", bound=Rows)
+
+
+@dataclass(slots=True)
+class ImageRows(Rows):
+    """Columns of N images. In a ring `pixels` and `uri` are there as `Shape.keep` says, else without width."""
+
+    pixels: U8  # [N, S·S·3] row by row, each pixel's red, green and blue
+    uri: U8  # [N, URI_BYTES] UTF-8, zeros behind it; zeros alone: there is none
+    vector: F32  # [N, D] of unit length; D is 0 before it was asked for
+    release: I64  # [N] that made the vector; 0: none has
 
 
 @dataclass(slots=True)
@@ -125,7 +151,7 @@ class Windows:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """All columns by name, for a file."""
-        rows = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
+        rows = {f.name: getattr(self.rows, f.name) for f in fields(self.rows)}
         own = {} if self.own is None else self.own.named("node")
         far = {} if self.far is None else self.far.named("far")
         return (
@@ -137,7 +163,8 @@ class Windows:
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
-        rows = Rows(*(arrays[f.name] for f in fields(Rows)))
+        kind = ImageRows if "pixels" in arrays else Rows
+        rows = kind(*(arrays[f.name] for f in fields(kind)))
         found = cls(rows, arrays["offsets"], arrays["totals"], arrays["first_us"], arrays["entity"])
         if NODE_VIEW[0] in arrays:
             found.own, found.far = (Features.of_named(arrays, side) for side in ("node", "far"))

@@ -29,8 +29,13 @@ ROW_VIEW = ("time_us", "numbers", "categories", "missing")
 FAR_VIEW = ("far_numbers", "far_categories", "far_missing")
 NODE_VIEW = ("node_numbers", "node_categories", "node_missing")
 """Inputs of an encoder: of each row; of each row's far node; of the node itself."""
-Unit: TypeAlias = Literal["events", "node", "graph"]
-"""What is embedded: an entity by its records, a node of the one graph, each of many graphs."""
+Unit: TypeAlias = Literal["events", "node", "graph", "image"]
+"""What is embedded: an entity by its records, a node of the one graph, each of many graphs, an entity by its images."""
+LABEL = 0
+"""Of an image's `categories`: its label, where a header gave one. It is carried along, and no input of an encoder."""
+CHANNELS = 3
+URI_BYTES = 512
+"""Longest URI of an image that is kept, in UTF-8."""
 
 
 class FieldType(StrEnum):
@@ -53,23 +58,81 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.path or self.name
 
 
+ImageFormat: TypeAlias = Literal["jpeg", "png", "webp"]
+Keep: TypeAlias = Literal["pixels", "uri", "nothing"]
+
+
+class ImageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[stream.image]`: what of an image is kept, and which images are taken."""
+
+    side: Annotated[int, Meta(ge=8, le=1024)] = 32
+    """S: an image is resized to S × S pixels of RGB, of which vectors are made and learnt."""
+    keep: Keep = "pixels"
+    """What a new release encodes again: the resized pixels, the image behind its URI, or nothing."""
+    formats: tuple[ImageFormat, ...] = ("jpeg", "png", "webp")
+    max_pixels: Annotated[int, Meta(ge=64)] = 50_000_000
+    """Width times height, as the file's header says: more is refused before it is decoded."""
+    max_side: Annotated[int, Meta(ge=8)] = 20_000
+    threads: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Threads that decode."""
+    uri: str = "uri"
+    """Where a value is JSON: the path of the image's URI in it."""
+    uri_roots: tuple[str, ...] = ()
+    """URIs are fetched that begin with one of these ("s3://bucket/", "file:///data/images/"); none: no URI is."""
+    max_bytes: Annotated[int, Meta(ge=64)] = 20_000_000
+    """Of a file behind a URI. Of a message: decode.max_message_bytes."""
+    fetches: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Files that are fetched at the same time,"""
+    fetch_s: Annotated[float, Meta(gt=0)] = 10.0
+    """each for so long,"""
+    fetch_tries: Annotated[int, Meta(ge=1, le=20)] = 3
+    """and so often."""
+    label: str = "label"
+    """Name of the header with an image's label, which is used for nothing but measuring."""
+    duplicate: Annotated[float, Meta(gt=0, le=4)] | None = None
+    """An image whose descriptor is so like that of a recent one, score-normalised, is not learnt from."""
+
+    def __post_init__(self) -> None:
+        if not self.formats:
+            raise SettingsError(
+                'stream.image.formats is empty; name at least one: ["jpeg", "png", "webp"].'
+            )
+        if self.keep == "uri" and not self.uri_roots:
+            raise SettingsError(
+                'stream.image.keep is "uri" and stream.image.uri_roots is empty: no URI may be fetched. Name '
+                'where the images are, as in ["s3://bucket/"].'
+            )
+
+
 class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a record holds: `[stream]` of the settings file."""
 
-    entity: str
-    time: str
+    entity: str = ""  # of an image: its message's key
+    time: str = ""  # of an image: the name of a header, "time" where nothing is said
     field: tuple[Field, ...] = ()
-    kind: Literal["events", "graph"] = "events"
+    kind: Literal["events", "graph", "image"] = "events"
     unit: Literal["node", "graph"] = "node"  # graph: what is embedded, and named by `entity`
     source: str = ""  # unit "graph": path of the edge's first node
     neighbour: str = ""  # graph: path of the far node; of unit "node" `entity` is the edge's source
     op: str = ""  # graph: path of "add" or "remove"; nothing there is "add"
     edge_type: str = ""  # graph: path of the edge's type
     node: tuple[Field, ...] = ()  # graph: what a record whose op is "node" says of its entity
+    image: ImageConfig = ImageConfig()  # kind "image"
     time_unit: Literal["auto", "s", "ms", "us", "iso"] = "auto"
     session_gap_s: Annotated[float, Meta(gt=0)] = 1800.0
 
     def __post_init__(self) -> None:
+        if self.kind == "image":
+            self._check_image()
+            return
+        if self.image != ImageConfig():
+            raise SettingsError(
+                f'[stream.image] is for images, and stream.kind is "{self.kind}". Remove it, or set '
+                'stream.kind = "image".'
+            )
+        for key in ("entity", "time"):
+            if not getattr(self, key):
+                raise SettingsError(f"stream.{key} is missing: name its path in a record.")
         names = [field.name for field in self.field]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -90,6 +153,16 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f'stream.{key} is for edges, and stream.kind is "{self.kind}". Remove it, or set '
                     'stream.kind = "graph".'
                 )
+
+    def _check_image(self) -> None:
+        for key in ("entity", "field", "source", "neighbour", "op", "edge_type", "node"):
+            if getattr(self, key):
+                raise SettingsError(
+                    f'stream.{key} is for events and edges, and stream.kind is "image": the entity is the '
+                    "message's key, and the image its value. Remove it."
+                )
+        if self.unit != "node":
+            raise SettingsError('stream.unit is for graphs, and stream.kind is "image". Remove it.')
 
     def _check_graph(self, names: list[str]) -> None:
         if not self.neighbour:
@@ -140,6 +213,10 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.kind == "graph"
 
     @property
+    def images(self) -> bool:
+        return self.kind == "image"
+
+    @property
     def whole(self) -> bool:
         """An entity is a graph of many edges: a record is a row of it alone."""
         return self.graph and self.unit == "graph"
@@ -163,6 +240,8 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def categories(self) -> tuple[Field, ...]:
         first: tuple[Field, ...] = ()
+        if self.images:
+            return (Field("label", FieldType.category, self.image.label),)
         if self.graph:
             if self.whole:
                 first = (Field(WHOLE_RESERVED[0], FieldType.category, self.source),)
@@ -201,6 +280,8 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             len(self.node_numbers),
             len(self.node_categories),
             self.whole,
+            self.image.side if self.images else 0,
+            self.image.keep if self.images else "nothing",
         )
 
 
@@ -215,6 +296,8 @@ class Shape(msgspec.Struct, frozen=True):
     node_numbers: int = 0  # of a graph: what nodes have of their own
     node_categories: int = 0
     whole: bool = False  # rows are edges of the entity, a graph, and begin with the columns of ENDS
+    side: int = 0  # S of images; 0: rows are none
+    keep: Keep = "nothing"  # of an image, in an entity's ring
 
     @property
     def noded(self) -> bool:
@@ -224,6 +307,8 @@ class Shape(msgspec.Struct, frozen=True):
     @property
     def unit(self) -> Unit:
         """What an entity is; encoder, objectives and learner go by it."""
+        if self.side:
+            return "image"
         if not self.graph:
             return "events"
         return "graph" if self.whole else "node"
@@ -234,9 +319,25 @@ class Shape(msgspec.Struct, frozen=True):
         return 2 + 3 * self.numbers
 
     @property
+    def pixels(self) -> int:
+        """P: bytes of an image, S · S · 3."""
+        return CHANNELS * self.side**2
+
+    @property
+    def kept_pixels(self) -> int:
+        """... in an entity's ring."""
+        return self.pixels if self.keep == "pixels" else 0
+
+    @property
+    def kept_uri(self) -> int:
+        """Bytes of an image's URI in an entity's ring."""
+        return URI_BYTES if self.keep == "uri" else 0
+
+    @property
     def row_bytes(self) -> int:
-        """Of one row of `Rows`."""
-        return 16 + 4 * self.numbers + 9 * self.categories
+        """Of one row of a ring, but for an image's vector."""
+        of_image = 8 + self.kept_pixels + self.kept_uri if self.side else 0
+        return 16 + 4 * self.numbers + 9 * self.categories + of_image
 
     @property
     def node_bytes(self) -> int:

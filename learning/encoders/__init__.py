@@ -7,6 +7,7 @@ from learning.config import (
     GraphMixerConfig,
     GruConfig,
     TemporalAttentionConfig,
+    TimmConfig,
 )
 from learning.encoders.base import Encoder
 from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
@@ -30,4 +31,5 @@ def build(config: EncoderConfig, shape: Shape) -> Encoder:
         return GraphIsomorphismEncoder(shape, config)
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
+    assert not isinstance(config, TimmConfig)
     return LinearRecurrenceEncoder(shape, config)
