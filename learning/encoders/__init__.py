@@ -7,8 +7,8 @@ from learning.config import (
     GraphMixerConfig,
     GruConfig,
     TemporalAttentionConfig,
-    TimmConfig,
 )
+from learning.config_images import TimmConfig
 from learning.encoders.base import Encoder
 from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
 from learning.encoders.graph_memory import GraphMemoryEncoder
@@ -31,5 +31,6 @@ def build(config: EncoderConfig, shape: Shape) -> Encoder:
         return GraphIsomorphismEncoder(shape, config)
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
-    assert not isinstance(config, TimmConfig)
+    if isinstance(config, TimmConfig):
+        raise NotImplementedError
     return LinearRecurrenceEncoder(shape, config)
