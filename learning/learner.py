@@ -81,7 +81,9 @@ class Learner:
         self.rng = np.random.default_rng(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = encoders.build(encoder, shape).to(self.device)
+            self.encoder = encoders.build(encoder, shape)
+            self.encoder.begin()
+            self.encoder.to(self.device)
             parts = own_objectives or [
                 (str(type(o).__struct_config__.tag), o.weight, objectives.build(o, encoder, shape))
                 for o in config.objective

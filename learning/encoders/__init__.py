@@ -14,6 +14,7 @@ from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
 from learning.encoders.graph_memory import GraphMemoryEncoder
 from learning.encoders.graph_mixer import GraphMixerEncoder
 from learning.encoders.gru import GruEncoder
+from learning.encoders.image import TimmEncoder
 from learning.encoders.linear_recurrence import LinearRecurrenceEncoder
 from learning.encoders.temporal_attention import TemporalAttentionEncoder
 from schemas.stream import Shape
@@ -32,5 +33,5 @@ def build(config: EncoderConfig, shape: Shape) -> Encoder:
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
     if isinstance(config, TimmConfig):
-        raise NotImplementedError
+        return TimmEncoder(shape, config)
     return LinearRecurrenceEncoder(shape, config)

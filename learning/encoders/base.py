@@ -39,6 +39,9 @@ class Encoder(nn.Module):
             extra = {**extra, "log_variance": variance}
         return Output(F.normalize(self.out(joined), dim=-1), h_BTD, extra)
 
+    def begin(self) -> None:
+        """Takes the weights to begin from, where the settings name some; else those drawn stay."""
+
     def step(self, record: View) -> Output:
         """One more record each, where the encoder is recurrent."""
         raise NotImplementedError
