@@ -7,8 +7,8 @@ from learning.config import (
     GraphMixerConfig,
     GruConfig,
     TemporalAttentionConfig,
-    TimmConfig,
 )
+from learning.config_images import TimmConfig
 from learning.encoders.base import Encoder
 from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
 from learning.encoders.graph_memory import GraphMemoryEncoder
