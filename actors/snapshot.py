@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -27,7 +27,7 @@ import structlog
 from actors.graves import mark_dead
 from actors.state import SLAB, Marks, State, entity_bytes
 from schemas.errors import SnapshotError
-from schemas.records import I64, Bool
+from schemas.records import I64, Bool, ImageRows
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -206,7 +206,7 @@ def slab_slots(state: State) -> int:
 
 
 def _columns(state: State) -> dict[str, np.ndarray]:
-    columns = {name: getattr(state.rows, name) for name in ROW_COLUMNS}
+    columns = {name: getattr(state.rows, name) for name in _row_columns(state)}
     return columns | {name: getattr(state, name) for name in SLOT_COLUMNS}
 
 
@@ -218,19 +218,23 @@ def _warm(state: State) -> dict[str, np.ndarray]:
     }
 
 
-ROW_COLUMNS = ("time_us", "position", "numbers", "categories", "missing")
+def _row_columns(state: State) -> list[str]:
+    return [f.name for f in fields(state.rows)]
+
+
 SLOT_COLUMNS = (
     "placed", "count", "totals", "first_us", "last_us", "since_us", "touched", "tag", "owed", "recurrent",
 )  # fmt: skip
 
 
-def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:
+def _compact(raw: dict[str, np.ndarray], names: list[str | None], state: State) -> bytes:
     """A slab as safetensors: used slots, the rows that their rings hold, their names."""
+    window = state.window
     used = np.flatnonzero(raw["count"][: len(names)] > 0)
     out = {name: raw[name][used] for name in SLOT_COLUMNS}
     rows = np.minimum(raw["placed"][used], window)
     valid = np.arange(window) < rows[:, None]  # a ring that is not full has its rows at 0..n
-    for name in ROW_COLUMNS:
+    for name in _row_columns(state):
         out[name] = raw[name][used][valid]
     text = [(names[i] or "").encode() for i in used.tolist()]
     out["name_bytes"] = np.frombuffer(b"".join(text), np.uint8)
@@ -261,6 +265,7 @@ class GroupSnapshot:
             "positions": self.positions, "window": state.window, "hidden": state.hidden,
             "numbers": state.shape.numbers, "categories": state.shape.categories,
             "node numbers": state.shape.node_numbers, "node categories": state.shape.node_categories,
+            "side": state.shape.side, "keep": state.shape.keep,
         }  # fmt: skip
         self._thread = Thread(target=self._write, args=(root, before_commit), daemon=True)
         self._thread.start()
@@ -338,7 +343,7 @@ class GroupSnapshot:
                 raw, names, positions = item
                 file = f"slab-{len(self._slabs):06d}.safetensors"
                 self._slabs.append({"file": file, "positions": positions})
-                data = _compact(raw, names, self._state.window)
+                data = _compact(raw, names, self._state)
                 self._buffers.put(raw)
                 yield file, data
             self._meta.update(item)
@@ -367,8 +372,9 @@ def restore(folder: Folder, state: State) -> list[int]:
     for key, now in (
         ("window", state.window), ("numbers", state.shape.numbers), ("categories", state.shape.categories),
         ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
+        ("side", state.shape.side), ("keep", state.shape.keep),
     ):  # fmt: skip
-        if meta.get(key, now) != now:  # those of nodes came later than the format
+        if meta.get(key, now) != now:  # those of nodes and of images came later than the format
             raise SnapshotError(
                 f"{folder.path} was written with {key} = {meta[key]}, the settings say {now}. These may not "
                 "change over a snapshot (docs/operations.md has the table): set it back, or start a stream "
@@ -423,8 +429,11 @@ def _fill(
     at = np.arange(len(each)) - np.repeat(np.cumsum(rows) - rows, rows)
     kept = keep[each]
     to = slots[(np.cumsum(keep) - 1)[each[kept]]], at[kept]
-    for column in ROW_COLUMNS:
-        getattr(state.rows, column)[to] = t[column][kept]
+    for column in _row_columns(state):
+        if column != "vector" or same_state:
+            getattr(state.rows, column)[to] = t[column][kept]
+    if isinstance(state.rows, ImageRows) and not same_state:
+        state.rows.release[to] = 0
     marks.slab[slots] = slab
 
 
