@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 
-from actors.snapshot import Folder, write_file
+from actors.folders import Folder, write_file
 from learning.inline import check_inline
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest

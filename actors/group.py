@@ -15,6 +15,7 @@ import structlog
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
+from actors.folders import Folder, folders, newest
 from actors.graves import Buried, forget_neighbours
 from actors.mirror import Mark, Marks
 from actors.nodes import News
@@ -22,7 +23,7 @@ from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
 from actors.sink import Sink, Vectors, WriteResult
-from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
+from actors.snapshot import GroupSnapshot, restore
 from actors.state import State, Touched
 from learning.node_table import NodeTable
 from schemas.errors import SnapshotError

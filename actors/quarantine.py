@@ -18,8 +18,8 @@ import numpy as np
 import structlog
 
 from actors.decode import BadRecord, Decoder
+from actors.folders import Folder, folders, write_file
 from actors.ports import Batch
-from actors.snapshot import Folder, folders, write_file
 from schemas.errors import SnapshotError
 from schemas.records import Decoded, Rows, Told
 

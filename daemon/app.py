@@ -12,9 +12,9 @@ import structlog
 from actors import lease as leases
 from actors import spawn
 from actors.encode import current_release, read_release, usable_release
+from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
 from actors.shard import resident_bytes
-from actors.snapshot import epoch_of, write_file
 from actors.source import partitions
 from daemon.http import Http
 from daemon.settings import Settings, check

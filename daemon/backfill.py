@@ -25,10 +25,10 @@ from actors.decode import make_decoder
 from actors.embed import Releases
 from actors.encode import current_release
 from actors.files import FileSource
+from actors.folders import Folder, epoch_of, folders
 from actors.group import FILES, Group
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard
-from actors.snapshot import Folder, epoch_of, folders
 from actors.source import KafkaSource, partitions
 from actors.state import capacity
 from daemon.settings import Settings

@@ -302,7 +302,7 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     import msgspec
 
     from actors.encode import current_release
-    from actors.snapshot import Folder
+    from actors.folders import Folder
     from schemas.errors import SnapshotError
     from schemas.published import Manifest
 

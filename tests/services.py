@@ -10,11 +10,11 @@ import torch
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
 from actors.encode import Release, set_current
+from actors.folders import epoch_of, write_folder
 from actors.graphs import described, files, of_stream
 from actors.group import Group
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
-from actors.snapshot import epoch_of, write_folder
 from actors.state import State
 from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig

@@ -15,7 +15,8 @@ from actors.decode import make_decoder
 from actors.edges import Edges
 from actors.embed import encode_anew
 from actors.encode import Release
-from actors.snapshot import newest, restore
+from actors.folders import newest
+from actors.snapshot import restore
 from actors.state import State
 from benchmarks.faults.service import GROUPS, Service, until, wait
 from benchmarks.items import Item, at_most, shown

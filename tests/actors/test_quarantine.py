@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from actors import quarantine
 from actors.decode import BadRecord, DecodeConfig, Decoder, make_decoder
+from actors.folders import prune
 from actors.ports import Batch
 from actors.quarantine import KNOWN, MARKER, Quarantine
 from actors.shard import Shard
-from actors.snapshot import prune
 from schemas.records import I64, Decoded
 from tests.actors.messages import ipc
 from tests.fake_sink import MemoryServer
