@@ -89,6 +89,7 @@ def of_stream(stream: StreamConfig) -> dict[str, Any]:
         "node_fields": stream.node,
         "node_numbers": tuple(f.name for f in stream.node_numbers),
         "node_categories": tuple(f.name for f in stream.node_categories),
+        "side": stream.shape.side,
         "session_gap_us": stream.shape.session_gap_us,
         "anchor": ANCHORS[stream.shape.unit] + of_nodes,
     }

@@ -17,6 +17,7 @@ import structlog
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.group import Group
+from actors.images import Images
 from actors.lease import refuse_replaced
 from actors.mirror_kafka import KafkaMirror
 from actors.ports import LearnerPort
@@ -163,7 +164,7 @@ class ShardProcess(Worker):
 
 def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> Shard:
     """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
-    shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.state
+    shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.kept
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
     config, mirror = spec.source, None
     if spec.stream.nodes and spec.groups > 1:
@@ -206,7 +207,8 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         mirror,
     )
     skew_us = spec.source.max_skew_us(spec.stream.nodes)
-    return Shard(spec.shard, opened, ports, max_skew_us=skew_us)
+    images = Images(spec.stream.image, shape) if spec.stream.images else None
+    return Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
 
 
 class LearnProcess(Worker):

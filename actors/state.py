@@ -57,6 +57,7 @@ class Touched:
     last_us: I64  # [M] time of the newest row before these
     deleted: list[str]
     accepted: int  # records taken, deletions and rows of entities deleted since included
+    quiet: Bool | None = None  # [M] of images: nothing that readers would see is new; None: of none
 
 
 @dataclass(slots=True)

@@ -395,6 +395,7 @@ def refuse_changed(settings: Settings, served: Manifest) -> None:
         ("encoder.dim", served.dim, settings.encoder.dim),
         ("encoder.window", served.window, settings.encoder.window),
         ("encoder.hidden × encoder.layers", served.state, settings.encoder.state),
+        ("stream.image.side", served.side, stream.shape.side),
         ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
         ("stream.field", served.numbers + served.categories, of_edges),
         ("stream.node", served.node_numbers + served.node_categories, of_nodes),

@@ -93,7 +93,7 @@ def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML f
 
     s = _load(config)
     check(s)
-    slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
+    slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
     names = [f.name for f in s.stream.field] + [f"{f.name} of nodes" for f in s.stream.node]
     inputs = ", ".join(names) or "none but time"
     out.print(

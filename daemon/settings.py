@@ -162,7 +162,7 @@ def check(settings: Settings) -> None:
     s = settings
     make_decoder(s.stream, s.decode)
     _check_graph(s)
-    capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
+    capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
     s.source.client()
     connect(s.redis, lambda _: None).close()  # sends nothing
     s.http.token()
