@@ -160,6 +160,11 @@ def _explained(text: str) -> str:
 def check(settings: Settings) -> None:
     """What only a file, the environment or two sections together can show. Raises SettingsError."""
     s = settings
+    if s.stream.images and s.decode.format != DecodeConfig().format:
+        raise SettingsError(
+            f'decode.format is "{s.decode.format}" and stream.kind is "image", whose messages are images, or '
+            "JSON with a URI. Remove it."
+        )
     make_decoder(s.stream, s.decode)
     _check_graph(s)
     capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
@@ -172,7 +177,9 @@ def _check_graph(s: Settings) -> None:
     _check_kind(s)
     if not s.stream.nodes:
         if s.source.mirror_topic:
-            found = 'stream.unit is "graph"' if s.stream.whole else 'stream.kind is "events"'
+            found = (
+                'stream.unit is "graph"' if s.stream.whole else f'stream.kind is "{s.stream.kind}"'
+            )
             raise SettingsError(
                 f"source.mirror_topic is for graphs whose nodes are embedded, and {found}. Remove it."
             )
