@@ -414,6 +414,7 @@ class Shard:
 
     def close(self) -> None:
         self.source.close()
+        self.decoder.close()
         self.dead_letters.close()
         if self.mirror is not None:
             self.mirror.close()
@@ -423,7 +424,9 @@ class Shard:
 
     def stats(self) -> ShardStats:
         """The newest report; safe from any thread."""
-        return self._reported
+        found = self._reported
+        found.progress = self._stats.progress + self.decoder.done
+        return found
 
     def _observe(self, latency: Latency, seconds: float) -> None:
         counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
@@ -433,7 +436,6 @@ class Shard:
     def _report(self, force: bool = False) -> None:
         now = self._clock()
         if not force and now - self._reported_at < 0.25:
-            self._reported.progress = self._stats.progress
             return
         self._reported_at = now
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -37,6 +37,12 @@ OF_GRAPHS = "of the newest L rows of the graph by (time, topic, offset) the edge
 OF_NODES = (
     "; with what was said last of the node and of each edge's far node, by (time, topic, offset)"
 )
+IMAGES_RULE = (
+    "the first frame of a JPEG, PNG or WebP as Pillow decodes it, a JPEG drafted to (2S, 2S); grey of 16 bits by its "
+    "upper 8; with any transparency as RGBA, else as L or RGB; the whole of it resized to S x S by "
+    "Image.resize(BILINEAR, reducing_gap=2.0); composited on white; turned as EXIF says; RGB, row by row"
+)
+"""Encoded bytes -> uint8 [S, S, 3]: `shrunk` in actors/pixels.py."""
 ANCHORS: dict[Unit, str] = {"events": OF_RECORDS, "node": OF_EDGES, "graph": OF_GRAPHS}
 
 
