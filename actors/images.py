@@ -65,6 +65,11 @@ class Images:
             decoded.rows = replace(rows, pixels=rows.pixels[:, :0])
         return windows, rows.position[quiet]
 
+    def fit(self, slots: int) -> None:
+        """A turn touches no more entities than a group has room for."""
+        self._room = min(self._room, slots)
+        self.most = min(self.most, self._room)
+
     def _adapt(self, n: int, seconds: float) -> None:
         if n >= LEAST:
             fits = int(n * TURN_S / max(seconds, 1e-4))

@@ -170,7 +170,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     if spec.stream.nodes and spec.groups > 1:
         config = config.with_mirror(spec.name)
         mirror = KafkaMirror(config, spec.name)
-    source = KafkaSource(config, spec.name, spec.groups)
+    source = KafkaSource(config, spec.name, spec.groups, spec.stream.images)
     opened = [
         Group.open(
             number,

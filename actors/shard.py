@@ -100,6 +100,7 @@ class Shard:
             images.stats = self._stats
             for group in groups:
                 group.images = images
+                images.fit(group.state.slots)
         self.offers = Offers(ports.learner, groups, config, self._stats, clock)
         self._encoding = Budget(config.encode_share, clock)
         self._due: dict[int, float] = {}
@@ -430,6 +431,7 @@ class Shard:
 
     def close(self) -> None:
         self.source.close()
+        self.decoder.close()
         self.dead_letters.close()
         if self.mirror is not None:
             self.mirror.close()
@@ -439,7 +441,9 @@ class Shard:
 
     def stats(self) -> ShardStats:
         """The newest report; safe from any thread."""
-        return self._reported
+        found = self._reported
+        found.progress = self._stats.progress + self.decoder.done
+        return found
 
     def _observe(self, latency: Latency, seconds: float) -> None:
         counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
@@ -449,7 +453,6 @@ class Shard:
     def _report(self, force: bool = False) -> None:
         now = self._clock()
         if not force and now - self._reported_at < 0.25:
-            self._reported.progress = self._stats.progress
             return
         self._reported_at = now
         usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -258,7 +258,7 @@ class State:
         ends = rows.time_us[starts + lengths - 1]
         self.last_us[slots] = np.where(known, np.maximum(before, ends), ends)
         self.first_us[slots] = earliest
-        if self.shape.graph:
+        if self.shape.graph or self.shape.side:
             return Touched(
                 slots, starts, lengths, rows, np.ones_like(late), totals, before, deleted, accepted
             )

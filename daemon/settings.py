@@ -160,11 +160,6 @@ def _explained(text: str) -> str:
 def check(settings: Settings) -> None:
     """What only a file, the environment or two sections together can show. Raises SettingsError."""
     s = settings
-    if s.stream.images and s.decode.format != DecodeConfig().format:
-        raise SettingsError(
-            f'decode.format is "{s.decode.format}" and stream.kind is "image", whose messages are images, or '
-            "JSON with a URI. Remove it."
-        )
     make_decoder(s.stream, s.decode)
     _check_graph(s)
     capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)

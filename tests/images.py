@@ -49,7 +49,9 @@ def mean(vectors: list[F32]) -> F32:
     return np.asarray(total / np.linalg.norm(total))
 
 
-def make_release(releases: Path, number: int, window: int = 1, stream: StreamConfig = STREAM) -> None:
+def make_release(
+    releases: Path, number: int, window: int = 1, stream: StreamConfig = STREAM
+) -> None:
     """Writes it and names it as current."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["x"], to=TensorProto.FLOAT),

@@ -9,8 +9,9 @@ import pytest
 
 from actors.duplicates import LEAST, Duplicates
 from actors.images import Images
+from actors.ports import LearnerPort
 from actors.shard import Shard, ShardConfig
-from schemas.records import Windows
+from schemas.records import Told, Windows
 from schemas.stream import ImageConfig, StreamConfig
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
@@ -21,13 +22,12 @@ RED, GREEN, BLUE, GREY = (200, 20, 10), (10, 190, 30), (5, 15, 210), (90, 91, 92
 KEEPS: list[Any] = ["pixels", "nothing"]
 
 
-class Learner:
+class Learner(LearnerPort):
     """Takes all that it is given."""
-
-    processes = 1
 
     def __init__(self) -> None:
         self.windows: list[Windows] = []
+        self.processes = 1
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
         self.windows.append(windows)
@@ -35,15 +35,17 @@ class Learner:
 
     def poll(self) -> None: ...
 
-    def describe(self, told: object) -> bool:
-        return True
+    def describe(self, told: Told) -> bool:
+        return bool(len(told))
 
     def forget(self, entities: list[int]) -> int:
         return len(entities)
 
 
 def stream_of(**image_keys: Any) -> StreamConfig:
-    return msgspec.structs.replace(STREAM, image=msgspec.structs.replace(STREAM.image, **image_keys))
+    return msgspec.structs.replace(
+        STREAM, image=msgspec.structs.replace(STREAM.image, **image_keys)
+    )
 
 
 class Lab:
@@ -59,7 +61,7 @@ class Lab:
         images = Images(self.stream.image, self.stream.shape)
         shard = make_shard(
             self.folder, self.source, self.server, self.restarts, ShardConfig(snapshot_every_s=1e-9),
-            stream=self.stream, sizes=(self.window, DIM, 64), images=images, learner=self.learner,
+            stream=self.stream, sizes=(self.window, DIM, 512), images=images, learner=self.learner,
         )  # fmt: skip
         self.restarts += 1
         return shard
@@ -70,7 +72,10 @@ class Lab:
 
     def put(self, *records: Record) -> None:
         self.source.put(*records)
-        settle(self.shard)
+        if self.shard.releases.current is None and self.shard.releases._next is None:
+            self.shard.turn()
+        else:
+            settle(self.shard)
 
     def found(self, name: str) -> Any:
         return self.server.entities.get((1, name))
@@ -131,9 +136,9 @@ def test_of_what_is_not_kept_the_release_tells(tmp_path: Path) -> None:
     np.testing.assert_allclose(lab.found("a").vector, vector(2, BLUE), atol=1e-6)
     assert (lab.found("a").release, lab.found("b").release) == (2, 1)
     np.testing.assert_allclose(lab.found("early").vector, vector(2, GREY), atol=1e-6)
-    assert all(g.stats(0, 0.0, paused=False).oldest_release == 0 for g in lab.shard.groups.values()), (
-        "what can not be encoded again holds no release up"
-    )
+    assert all(
+        g.stats(0, 0.0, paused=False).oldest_release == 0 for g in lab.shard.groups.values()
+    ), "what can not be encoded again holds no release up"
 
 
 @pytest.mark.parametrize("keep", KEEPS)
@@ -168,7 +173,7 @@ def test_a_redis_that_came_back_empty_is_filled_again(tmp_path: Path, keep: Any)
     lab.release(2)
     settle(lab.shard)
     by = lab.found("a").release
-    lab.server.wipe()
+    lab.server.entities.clear()
     for group in lab.shard.groups.values():
         group.phase = "starting"
         group.owe_everything()
@@ -196,16 +201,16 @@ def test_copies_neither_train_nor_are_written_again(tmp_path: Path) -> None:
     lab = Lab(tmp_path, stream=stream_of(duplicate=0.05))
     lab.release(1)
     rng = np.random.default_rng(0)
-    some = [tuple(c) for c in rng.integers(0, 256, (3 * LEAST, 3)).tolist()]
+    some = [tuple(c) for c in rng.integers(90, 110, (3 * LEAST, 3)).tolist()]
     lab.put(*(image(f"e{i}", 10 + i, c) for i, c in enumerate(some)))
     trained = sum(map(len, lab.learner.windows))
-    odd = (255, 0, 255)
+    odd = (255, 0, 0)
     lab.put(image("x", 1000, odd))
-    writes = lab.shard.stats().written
+    writes = lab.shard._stats.written
     lab.put(image("x", 1001, odd), image("y", 1002, odd))
     assert sum(map(len, lab.learner.windows)) == trained + 1
-    assert lab.shard.stats().written == writes + 1, "that of y, which had none"
-    assert lab.shard.stats().duplicates >= 2
+    assert lab.shard._stats.written == writes + 1, "that of y, which had none"
+    assert lab.shard._stats.duplicates >= 2
     assert lab.found("x").count == 1, "its copy is counted with the next image that is none"
     lab.put(image("x", 1003, GREEN))
     assert lab.found("x").count == 3
@@ -218,15 +223,15 @@ def test_a_copy_is_judged_beside_what_is_usual() -> None:
     def unit(x: Any) -> Any:
         return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
-    alike = unit(np.eye(1, 16) + 0.01 * rng.normal(size=(500, 16)))
+    alike = unit(np.eye(1, 64) + 0.01 * rng.normal(size=(500, 64)))
     none = np.zeros_like(alike)
     judge = Duplicates(0.1)
     assert not judge.judge(alike, none)[0].any()
-    spread = unit(rng.normal(size=(500, 16)))
-    judge = Duplicates(0.1)
+    spread = unit(rng.normal(size=(500, 64)))
+    judge = Duplicates(0.3)
     judge.judge(spread, none)
     copies, same = judge.judge(
-        np.concatenate([spread[:5], unit(rng.normal(size=(5, 16)))]),
+        np.concatenate([spread[:5], unit(rng.normal(size=(5, 64)))]),
         np.concatenate([spread[:2], none[:8]]),
     )
     assert copies.tolist() == [True] * 5 + [False] * 5
