@@ -1,7 +1,8 @@
 """Bytes of messages -> columns; what cannot be used comes back with its reason.
 
 `make_decoder` gives a Decoder whose `decode` never raises for what is in a message. The formats are
-`actors/decode_text.py` (json, msgpack), `actors/decode_avro.py` and `actors/decode_arrow.py`.
+`actors/decode_text.py` (json, msgpack), `actors/decode_avro.py` and `actors/decode_arrow.py`; images have a
+decoder of their own, `actors/decode_images.py`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pyarrow as pa
 from msgspec import Meta
 
 from actors.columns import Table, check_defaults
+from actors.ports import Headers
 from actors.rejected import ErrorClass, Rejected
 from schemas.errors import SettingsError
 from schemas.records import I64, OFFSET_BITS, Decoded, Features, Rows, Told, category_hash
@@ -64,6 +66,9 @@ class Format(Protocol):
 class Decoder:
     """One stream's messages -> columns."""
 
+    done = 0
+    """Messages decoded so far, while `decode` runs: a sign of life where it may take long."""
+
     def __init__(self, stream: StreamConfig, config: DecodeConfig, reader: Format) -> None:
         self._stream, self._config, self._reader = stream, config, reader
 
@@ -74,10 +79,12 @@ class Decoder:
         timestamps_ms: I64,
         keys: Sequence[bytes | None],
         values: Sequence[Value | None],
+        headers: Sequence[Headers] | None = None,
     ) -> tuple[Decoded, list[BadRecord]]:
         """Messages of one topic of one group, in order of their offsets: [M] -> [N] rows.
 
         All rows of one message share its position and keep their order."""
+        del headers  # records say everything in their values
         bad: list[BadRecord] = []
         chosen, gone = self._choose(values, bad)
         kept = [values[at] for at in chosen] if len(chosen) < len(values) else values
@@ -115,6 +122,9 @@ class Decoder:
         if features is not None and upsert.any():
             decoded.told = _told(decoded, np.flatnonzero(upsert), features)
         return decoded, bad
+
+    def close(self) -> None:
+        """Ends what works for it."""
 
     def _choose(
         self, values: Sequence[Value | None], bad: list[BadRecord]
@@ -155,7 +165,7 @@ class Decoder:
         names, where = [], []
         for index in gone:
             try:
-                names.append(self._entity_of(keys[index]))
+                names.append(self._entity_of(keys[index], "a null value (a deletion)"))
                 where.append(index)
             except Rejected as why:
                 bad.append(BadRecord(index, why.error, str(why)))
@@ -165,16 +175,16 @@ class Decoder:
         merged = Rows.concat((rows, Rows.empty(self._stream.shape, len(names)))).take(order)
         return merged, [both[i] for i in order.tolist()], order, all_at[order]
 
-    def _entity_of(self, key: bytes | None) -> str:
+    def _entity_of(self, key: bytes | None, what: str) -> str:
         if key is None:
-            raise Rejected("missing_entity", "a null value (a deletion) with a null key")
+            raise Rejected("missing_entity", f"{what} with a null key")
         if not 0 < len(key) <= self._config.max_entity_bytes:
             limit = self._config.max_entity_bytes
             raise Rejected("bad_entity", f"the key has {len(key)} bytes; needed are 1 to {limit}")
         try:
             return key.decode()
         except UnicodeDecodeError:
-            raise Rejected("invalid_utf8", "the key of a deletion is not UTF-8") from None
+            raise Rejected("invalid_utf8", "the key is not UTF-8") from None
 
 
 def _told(decoded: Decoded, row: I64, features: Features) -> Told:
@@ -188,6 +198,10 @@ def _told(decoded: Decoded, row: I64, features: Features) -> Told:
 
 def make_decoder(stream: StreamConfig, config: DecodeConfig) -> Decoder:
     """The decoder of a stream's format. Raises SettingsError where fields contradict each other."""
+    if stream.images:
+        from actors.decode_images import ImageDecoder
+
+        return ImageDecoder(stream, config)
     check_defaults(stream)
     reader: Format
     if config.format == "arrow":

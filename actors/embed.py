@@ -8,11 +8,11 @@ from threading import Thread
 import numpy as np
 import structlog
 
-from actors.encode import Release, current_swap
+from actors.encode import IMAGES, Release, current_swap
 from actors.state import State, Touched
 from schemas.errors import ReleaseError
 from schemas.records import F32, I64, Bool, Features, contributions
-from schemas.stream import NEIGHBOUR, Shape
+from schemas.stream import CHANNELS, NEIGHBOUR, Shape
 
 CHUNK = 256  # windows in one call: larger ones run no faster on a CPU and hold the stream up
 log = structlog.get_logger()
@@ -63,6 +63,9 @@ class Releases:
     def _warm(self, release: Release) -> None:
         """The first run of a session allocates: not in the stream's time."""
         m = release.manifest
+        if m.side:
+            release.encode_images(np.zeros((IMAGES, CHANNELS * m.side**2), np.uint8))
+            return
         shape = Shape(
             len(m.numbers),
             len(m.categories),

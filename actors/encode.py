@@ -12,14 +12,16 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 
-from actors.snapshot import Folder, write_file
+from actors.folders import Folder, write_file
 from learning.inline import check_inline
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
-from schemas.records import F32, F64, I64, Features, Rows
+from schemas.records import F32, F64, I64, U8, Features, Rows
+from schemas.stream import CHANNELS
 
 log = structlog.get_logger()
 CURRENT = "current"
+IMAGES, IMAGE_BYTES = 64, 4 << 20  # in one call: what a backbone makes of them has to fit a cache
 GRAPHS = ("encode", "step", "score")  # a release holds `encode` and one of the others
 
 
@@ -147,6 +149,17 @@ class Release:
             feed |= own.named("node") | far.named("far")
         found = self.encode_session.run(None, {i.name: feed[i.name] for i in self.manifest.encode})
         return found[0], found[1] if len(found) > 1 else np.zeros((b, 0), np.float32)
+
+    def encode_images(self, pixels: U8) -> F32:
+        """Vectors [N, D] of images [N, S·S·3]."""
+        side = self.manifest.side
+        shaped = pixels.reshape(len(pixels), side, side, CHANNELS)
+        part = max(1, min(IMAGES, IMAGE_BYTES // shaped[:1].nbytes)) if len(shaped) else 1
+        out = np.empty((len(shaped), self.manifest.dim), np.float32)
+        for start in range(0, len(shaped), part):
+            at = slice(start, start + part)
+            out[at] = self.encode_session.run(None, {"pixels": shaped[at]})[0]
+        return out
 
     def step(
         self, rows: Rows, previous_us: I64, totals: F64, first_us: I64, state: F32

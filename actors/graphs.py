@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.encode import file_of, session
-from schemas.published import ANCHORS, OF_NODES, Input
+from schemas.published import ANCHORS, IMAGES_RULE, OF_NODES, Input
 from schemas.records import Windows
 from schemas.stream import StreamConfig
 
@@ -89,6 +89,8 @@ def of_stream(stream: StreamConfig) -> dict[str, Any]:
         "node_fields": stream.node,
         "node_numbers": tuple(f.name for f in stream.node_numbers),
         "node_categories": tuple(f.name for f in stream.node_categories),
+        "side": stream.shape.side,
+        "pixels": IMAGES_RULE if stream.images else "",
         "session_gap_us": stream.shape.session_gap_us,
         "anchor": ANCHORS[stream.shape.unit] + of_nodes,
     }

@@ -4,7 +4,6 @@ Phases: `starting` until the fence is raised in Redis; `replaying` until all top
 that Redis has seen; `waiting` before the first release; `serving`. In all but the last, records change the
 state and nothing is written: their entities are *owed*, and written once when serving begins."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import structlog
 
+from actors import images
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
+from actors.folders import Folder, folders, newest
 from actors.graves import Buried, forget_neighbours
+from actors.images import Images
 from actors.mirror import Mark, Marks
 from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
 from actors.sink import Sink, Vectors, WriteResult
-from actors.snapshot import Folder, GroupSnapshot, folders, newest, restore
+from actors.snapshot import GroupSnapshot, restore
 from actors.state import State, Touched
 from learning.node_table import NodeTable
 from schemas.errors import SnapshotError
@@ -55,6 +57,7 @@ class Group:
     edges: Edges | None = None  # of a graph
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
     buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
+    images: Images | None = None  # of a stream of images
     news: News = field(default_factory=News)  # what is said of nodes of a graph
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
@@ -164,6 +167,11 @@ class Group:
             return True
         return False
 
+    @property
+    def encodes(self) -> bool:
+        """Of images: whether they are encoded as they come. Where pixels are kept that can wait."""
+        return self.phase == "serving" or not self.state.shape.kept_pixels
+
     # -- records in -------------------------------------------------------------------------------
 
     def decode(
@@ -171,13 +179,7 @@ class Group:
     ) -> tuple[Batch, Decoded, list[BadRecord]]:
         """The batch less what was decoded before, below the offset `reached`, decoded."""
         if len(batch.offsets) and batch.offsets[0] < reached:
-            keep = (batch.offsets >= reached).tolist()
-            batch = batch._replace(
-                offsets=batch.offsets[keep],
-                timestamps_ms=batch.timestamps_ms[keep],
-                keys=list(itertools.compress(batch.keys, keep)),
-                values=list(itertools.compress(batch.values, keep)),
-            )
+            batch = batch.cut(int(np.searchsorted(batch.offsets, reached)), len(batch.offsets))
         if self.edges is not None and batch.topic == self.edges.mirror:
             decoded, bad = self.edges.reader.read(batch)
         else:
@@ -218,14 +220,20 @@ class Group:
         """All below is taken by the next `apply`."""
         self.positions[topic] = max(self.positions[topic], next_offset)
 
-    def apply(self, parts: list[Decoded]) -> Touched:
-        """Takes what was decoded into the state; whom Redis does not know yet is owed."""
+    def apply(self, parts: list[Decoded], quiet: I64 | None = None) -> Touched:
+        """Takes what was decoded into the state; whom Redis does not know yet is owed.
+
+        quiet: positions of images that say nothing new to readers."""
         if self.edges is not None:
             self.news.take(parts, self.state, self.buried)
         decoded = parts[0] if len(parts) == 1 else joined(parts)
         if self.edges is not None:
             decoded = self._without_buried(decoded, self.edges)
         touched = self.state.apply(decoded)
+        if quiet is not None and len(quiet) and len(touched.slots):
+            loud = ~np.isin(touched.rows.position, quiet)
+            news = np.logical_or.reduceat(loud, touched.starts)
+            touched.quiet = ~(news | self.state.owed[touched.slots])
         self.owe(touched)
         return touched
 
@@ -262,21 +270,28 @@ class Group:
 
     def owe(self, touched: Touched) -> None:
         """Until `paid`: what stops halfway is written later from the state."""
-        self.state.owed[touched.slots] = True
+        quiet = touched.quiet
+        self.state.owed[touched.slots if quiet is None else touched.slots[~quiet]] = True
         for name in touched.deleted:
             self.owed_deletions[name] = None
 
     def forget_vectors(self, touched: Touched) -> None:
         """The recurrent state of entities that were touched without being encoded no longer holds."""
-        self.state.tag[touched.slots] = 0
+        if self.images is None:
+            self.state.tag[touched.slots] = 0
 
     # -- vectors out ------------------------------------------------------------------------------
 
-    def live(self, touched: Touched, releases: Releases) -> tuple[Vectors, list[str], int]:
-        """Vectors of the touched entities, names to delete, windows encoded anew."""
-        vectors, release, anew = embed(self.state, touched, releases)
+    def live(self, touched: Touched, releases: Releases) -> tuple[I64, Vectors, list[str], int]:
+        """The touched entities' slots and vectors, names to delete, windows encoded anew."""
+        if self.images is None:
+            slots = touched.slots
+            vectors, release, anew = embed(self.state, touched, releases)
+        else:
+            assert releases.current is not None
+            slots, vectors, release, anew = images.live(self.state, touched, releases.current)
         deletions = [name for name in touched.deleted if name not in self.state.index]
-        return self._vectors(touched.slots, vectors, release), deletions, anew
+        return slots, self._vectors(slots, vectors, release), deletions, anew
 
     def deletions(self) -> list[str]:
         """Names owed a deletion; who has come back since is owed a vector instead."""
@@ -298,9 +313,13 @@ class Group:
                 self.queue = self.next_owed(owed)
             slots, self.queue = self.queue[:most], self.queue[most:]
             slots = slots[state.owed[slots]]
-            if len(slots):
+            if len(slots) and self.images is None:
                 vectors = encode_anew(state, slots, releases.current)
                 return slots, self._vectors(slots, vectors, state.tag[slots])
+            if len(slots):
+                state.owed[slots] = False  # also of those that have no vector yet
+                slots, vectors, release, _ = images.encode_anew(state, slots, releases.current)
+                return slots, self._vectors(slots, vectors, release)
 
     def next_owed(self, owed: I64) -> I64:
         """Whom to pay next, the most recently touched first. Of very many half are those whose turn it is: where
@@ -348,8 +367,9 @@ class Group:
         return acknowledged
 
     def paid(self, slots: I64, deletions: list[str], current: int) -> None:
-        """Redis gets these. Vectors of an older release stay owed: the current one is still to reach them."""
-        self.state.owed[slots] = self.state.tag[slots] != current
+        """Redis gets these. Vectors of an older release stay owed: the current one is still to reach them, but
+        for images, which were encoded again if they could be."""
+        self.state.owed[slots] = (self.state.tag[slots] != current) & (self.images is None)
         for name in deletions:
             self.owed_deletions.pop(name, None)
 
@@ -366,7 +386,10 @@ class Group:
         n = len(self.state.names)
         resident = self.state.count[:n] > 0
         known = swap - self.swap in (0, 1)
-        self.state.owed[:n] |= resident & ((self.state.tag[:n] != current) | (not known))
+        stale = self.state.tag[:n] != current
+        if self.images is not None and self.state.shape.keep == "nothing":
+            stale &= self.state.tag[:n] == 0  # there is nothing to encode again
+        self.state.owed[:n] |= resident & (stale | (not known))
         self.swap = swap
         self.queue = np.zeros(0, np.int64)
 
@@ -402,7 +425,10 @@ class Group:
 
     def stats(self, lag: int, now: float, paused: bool, held_back: int = 0) -> GroupStats:
         state, n = self.state, len(self.state.names)
-        tags = state.tag[:n][(state.count[:n] > 0) & (state.tag[:n] > 0)]
+        tagged = (state.count[:n] > 0) & (state.tag[:n] > 0)
+        if self.images is not None:  # what is not to be encoded again holds no release up
+            tagged &= state.owed[:n]
+        tags = state.tag[:n][tagged]
         return GroupStats(
             group=self.number,
             phase="paused" if paused else self.phase,

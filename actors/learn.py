@@ -20,9 +20,9 @@ import safetensors.torch
 import structlog
 import torch
 
+from actors.folders import Folder, folders, newest, prune, write_file, write_folder
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
-from actors.snapshot import Folder, folders, newest, prune, write_file, write_folder
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.folders import sync_folder, write_file
 from actors.private import private_folder
-from actors.snapshot import sync_folder, write_file
 from schemas.errors import LeaseHeld, LeaseLost
 
 FILE = "lease.json"

@@ -55,6 +55,19 @@ class Offers:
         slots = self._rng.choice(touched.slots, n, replace=False)
         self._offer(group, group.state.windows(np.sort(slots)), began)
 
+    def images(self, group: Group, parts: list[Windows]) -> None:
+        """Images that came, as time allows."""
+        parts = [windows for windows in parts if len(windows)]
+        if self.learner is None or not parts:
+            return
+        began = self._clock()
+        if not self.budget.allows():
+            self._stats.sample_skipped += sum(map(len, parts))
+            return
+        for windows in parts:
+            self._offer(group, windows, began)
+            began = self._clock()
+
     def edges(self, group: Group, parts: list[Windows]) -> None:
         """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
         remove edges always."""

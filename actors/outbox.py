@@ -24,7 +24,7 @@ MOST_RECORDS = 10_000
 MOST_BYTES = 16 << 20
 AT_ONCE = 1000
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, bytes]]  # of a letter: one may be added
 
 
 class Letter(NamedTuple):

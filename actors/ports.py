@@ -1,8 +1,12 @@
 """What a shard needs of its neighbours; the real ones and the fakes of the tests promise the same."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
 
 from schemas.records import I64, Told, Windows
+
+Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
+"""Of one message: names, which may repeat, and values."""
 
 
 class Batch(NamedTuple):
@@ -15,6 +19,17 @@ class Batch(NamedTuple):
     keys: list[bytes | None]
     values: list[bytes | None]
     next_offset: int
+    headers: list[Headers] | None = None  # where the source reads them: of a stream of images
+
+    def cut(self, lo: int, hi: int) -> "Batch":
+        """Records lo to hi, of the same `next_offset`."""
+        return self._replace(
+            offsets=self.offsets[lo:hi],
+            timestamps_ms=self.timestamps_ms[lo:hi],
+            keys=self.keys[lo:hi],
+            values=self.values[lo:hi],
+            headers=None if self.headers is None else self.headers[lo:hi],
+        )
 
 
 class Source(Protocol):

@@ -17,6 +17,7 @@ import structlog
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.group import Group
+from actors.images import Images
 from actors.lease import refuse_replaced
 from actors.mirror_kafka import KafkaMirror
 from actors.ports import LearnerPort
@@ -163,13 +164,13 @@ class ShardProcess(Worker):
 
 def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> Shard:
     """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
-    shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.state
+    shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.kept
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
     config, mirror = spec.source, None
     if spec.stream.nodes and spec.groups > 1:
         config = config.with_mirror(spec.name)
         mirror = KafkaMirror(config, spec.name)
-    source = KafkaSource(config, spec.name, spec.groups)
+    source = KafkaSource(config, spec.name, spec.groups, spec.stream.images)
     opened = [
         Group.open(
             number,
@@ -206,7 +207,8 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         mirror,
     )
     skew_us = spec.source.max_skew_us(spec.stream.nodes)
-    return Shard(spec.shard, opened, ports, max_skew_us=skew_us)
+    images = Images(spec.stream.image, shape) if spec.stream.images else None
+    return Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
 
 
 class LearnProcess(Worker):

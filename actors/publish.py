@@ -21,12 +21,12 @@ from actors.encode import (
     session,
     set_current,
 )
+from actors.folders import Folder, folders, write_folder
 from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
 from actors.shard import resident_bytes
 from actors.sink import Current, Value
-from actors.snapshot import Folder, folders, write_folder
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap

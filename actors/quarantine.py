@@ -18,8 +18,8 @@ import numpy as np
 import structlog
 
 from actors.decode import BadRecord, Decoder
+from actors.folders import Folder, folders, write_file
 from actors.ports import Batch
-from actors.snapshot import Folder, folders, write_file
 from schemas.errors import SnapshotError
 from schemas.records import Decoded, Rows, Told
 
@@ -100,14 +100,14 @@ class Quarantine:
         parts, bad, at = [], list[BadRecord](), 0
         for here in (*odd, n):
             if here > at:
-                parts.append((at, *self._under(BATCH, _cut(batch, at, here), decoder)))
+                parts.append((at, *self._under(BATCH, batch.cut(at, here), decoder)))
             if here < n and gone[here]:
                 bad.append(BadRecord(here, "crashes_decoder", REASON))
             elif here < n:
-                parts.append((here, *self._under(ALONE, _cut(batch, here, here + 1), decoder)))
+                parts.append((here, *self._under(ALONE, batch.cut(here, here + 1), decoder)))
             at = here + 1
         if not parts:
-            return plain(_cut(batch, 0, 0), decoder)[0], bad
+            return plain(batch.cut(0, 0), decoder)[0], bad
         bad += [replace(b, at=b.at + start) for start, _, found in parts for b in found]
         bad.sort(key=lambda b: (b.at, b.row or 0))
         return joined([decoded for _, decoded, _ in parts]), bad
@@ -188,15 +188,8 @@ def joined(parts: list[Decoded]) -> Decoded:
 
 def plain(batch: Batch, decoder: Decoder) -> tuple[Decoded, list[BadRecord]]:
     """Decodes without a marker."""
-    return decoder.decode(batch.topic, batch.offsets, batch.timestamps_ms, batch.keys, batch.values)
-
-
-def _cut(batch: Batch, lo: int, hi: int) -> Batch:
-    return batch._replace(
-        offsets=batch.offsets[lo:hi],
-        timestamps_ms=batch.timestamps_ms[lo:hi],
-        keys=batch.keys[lo:hi],
-        values=batch.values[lo:hi],
+    return decoder.decode(
+        batch.topic, batch.offsets, batch.timestamps_ms, batch.keys, batch.values, batch.headers
     )
 
 

@@ -9,6 +9,7 @@ ErrorClass = Literal[
     "bad_entity", "missing_time", "bad_time", "infinite", "too_large", "too_deep",
     "invalid_utf8", "unknown_schema", "wrong_columns", "misplaced",
     "crashes_decoder", "bad_op", "bad_mirror",
+    "bad_image", "image_format", "image_too_large", "uri_refused", "unreachable",
 ]  # fmt: skip
 """A label of the dead-letter metric."""
 

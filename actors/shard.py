@@ -20,6 +20,7 @@ from actors.budget import Budget
 from actors.decode import Decoder
 from actors.embed import Releases
 from actors.group import Group
+from actors.images import Images
 from actors.offers import Offers
 from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.sink import Sink, Vectors, WriteResult
@@ -84,6 +85,7 @@ class Shard:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         max_skew_us: int = 0,
+        images: Images | None = None,
     ) -> None:
         self.config, self.groups = config, {g.number: g for g in groups}
         self.source, self.decoder, self.sink = ports.source, ports.decoder, ports.sink
@@ -93,6 +95,12 @@ class Shard:
         self._stats = ShardStats(source_up=True)
         self._reported = ShardStats()
         self._reported_at = -1.0
+        self.images = images
+        if images is not None:
+            images.stats = self._stats
+            for group in groups:
+                group.images = images
+                images.fit(group.state.slots)
         self.offers = Offers(ports.learner, groups, config, self._stats, clock)
         self._encoding = Budget(config.encode_share, clock)
         self._due: dict[int, float] = {}
@@ -128,6 +136,8 @@ class Shard:
         self._sink_turn()
         self._open_and_close()
         most = max_records or self.config.max_records
+        if self.images is not None:
+            most = min(most, self.images.most)
         room = True
         try:
             # Kafka does not take what other groups must know: more of it would fill the memory
@@ -184,7 +194,7 @@ class Shard:
         self.skew.put(part, decoded, max(reached, batch.next_offset))
 
     def _take(self, group: Group, pieces: list[Piece]) -> None:
-        parts, edges = list[Decoded](), list[Windows]()
+        parts, edges, seen, quiet = list[Decoded](), list[Windows](), list[Windows](), list[I64]()
         for (_, topic), decoded, _, next_offset in pieces:
             group.passed(topic, next_offset)
             if group.edges is not None and topic != group.edges.mirror:
@@ -194,8 +204,13 @@ class Shard:
                 for number, message in spread.away:
                     assert self.mirror is not None
                     self.mirror.send(number, message)
+            if group.images is not None:
+                current = self.releases.current if group.encodes else None
+                windows, same = group.images.take(group.state, decoded, current)
+                seen.append(windows)
+                quiet.append(same)
             parts.append(decoded)
-        touched = group.apply(parts)
+        touched = group.apply(parts, np.concatenate(quiet) if quiet else None)
         self._stats.accepted += touched.accepted
         self.offers.forgets += [gone.node for part in parts for gone in part.gone]
         if touched.deleted:
@@ -203,12 +218,14 @@ class Shard:
         if group.phase != "serving" or not self._sink_up:
             group.forget_vectors(touched)
         else:
-            vectors, deletions, anew = group.live(touched, self.releases)
+            slots, vectors, deletions, anew = group.live(touched, self.releases)
             self._stats.encoded += anew
             self._stats.stepped += int(touched.lengths[~touched.anew].sum())
-            self._post(group, touched.slots, vectors, deletions, parts)
+            self._post(group, slots, vectors, deletions, parts)
         if group.phase != "replaying" and group.edges is not None:
             self.offers.edges(group, edges)
+        elif group.phase != "replaying" and group.images is not None:
+            self.offers.images(group, seen)
         elif group.phase != "replaying":
             self.offers.sample(group, touched)
         if group.advance(self.releases.current is not None):
@@ -414,6 +431,7 @@ class Shard:
 
     def close(self) -> None:
         self.source.close()
+        self.decoder.close()
         self.dead_letters.close()
         if self.mirror is not None:
             self.mirror.close()
@@ -423,7 +441,9 @@ class Shard:
 
     def stats(self) -> ShardStats:
         """The newest report; safe from any thread."""
-        return self._reported
+        found = self._reported
+        found.progress = self._stats.progress + self.decoder.done
+        return found
 
     def _observe(self, latency: Latency, seconds: float) -> None:
         counts = [0] * (len(LATENCY_BOUNDS_S) + 1)
@@ -433,7 +453,6 @@ class Shard:
     def _report(self, force: bool = False) -> None:
         now = self._clock()
         if not force and now - self._reported_at < 0.25:
-            self._reported.progress = self._stats.progress
             return
         self._reported_at = now
         usage = resource.getrusage(resource.RUSAGE_SELF)

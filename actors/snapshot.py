@@ -1,202 +1,30 @@
-"""Durable folders `<epoch>-<n>` of files under a manifest with sizes and SHA-256, and a group's snapshot in them.
+"""A group's snapshot, in a durable folder.
 
-A folder is written under another name, each file and the folder synced, then renamed: it is there whole or
-not at all. A group's base is written slab by slab while the stream goes on: each slab is copied between two
-micro-batches and carries the positions of that moment (`Marks`); a restored group reads again from the
-positions at which the first slab was copied, and each entity skips what its slab already holds."""
+A base is written slab by slab while the stream goes on: each slab is copied between two micro-batches and
+carries the positions of that moment (`Marks`); a restored group reads again from the positions at which the
+first slab was copied, and each entity skips what its slab already holds."""
 
-import hashlib
 import itertools
-import json
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-import structlog
 
+from actors.folders import Folder, prune, write_folder
 from actors.graves import mark_dead
 from actors.state import SLAB, Marks, State, entity_bytes
 from schemas.errors import SnapshotError
-from schemas.records import I64, Bool
+from schemas.records import I64, Bool, ImageRows
 
-FORMAT = 2
-MANIFEST = "manifest.json"
 SLAB_BYTES = 8 << 20
 NODE_BYTES = 1 << 20  # of nodes' features in a file: copied into new memory
-DAMAGED = ".damaged"
-T = TypeVar("T")
-_NAME = re.compile("[0-9]+-[0-9]+")
-log = structlog.get_logger()
-
-
-class Damaged(SnapshotError):
-    """Bytes on disk are not those that were written."""
-
-
-def epoch_of(lease: int, restarts: int) -> int:
-    """A group's epoch as one number: the lease's epoch, then how often the group's owner was restarted."""
-    return lease << 20 | restarts
-
-
-# -- durable files --------------------------------------------------------------------------------
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Old or new, never half: written beside, synced, renamed, the folder synced."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-    sync_folder(path.parent)
-
-
-def _sum(manifest: dict[str, Any]) -> str:
-    """Of the manifest itself: one changed digit in `positions` would lose records."""
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-
-
-def write_folder(
-    root: Path, name: str, files: Iterable[tuple[str, bytes]], meta: Callable[[], dict[str, Any]]
-) -> Path:
-    """Writes `root/name` with `files` and a manifest; `meta` is asked once all files are on disk."""
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = root / f".{name}.{os.getpid()}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(mode=0o700)
-    try:
-        listed = {}
-        for file, data in files:
-            with (part / file).open("wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            listed[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        manifest = {"format": FORMAT, "files": listed, "meta": meta()}
-        write_file(part / MANIFEST, json.dumps(manifest | {"sha256": _sum(manifest)}).encode())
-        sync_folder(part)
-        os.rename(part, root / name)
-        sync_folder(root)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    return root / name
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A written folder, its manifest read; files are verified as they are read."""
-
-    path: Path
-    meta: dict[str, Any]
-    files: dict[str, dict[str, Any]]
-
-    @classmethod
-    def open(cls, path: Path) -> "Folder":
-        try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            wanted, found = manifest.pop("sha256"), manifest["format"]
-            meta, files = manifest["meta"], manifest["files"]
-            if wanted != _sum(manifest):
-                raise ValueError("its SHA-256 is not the one in it")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"{path}: its manifest cannot be read ({error}).") from error
-        if found != FORMAT:
-            raise SnapshotError(
-                f"{path} has format {found}, this afresh reads {FORMAT}. Run the version that wrote it."
-            )
-        return cls(path, meta, files)
-
-    def read(self, file: str) -> bytes:
-        """The file's bytes. Raises Damaged unless size and SHA-256 are the manifest's."""
-        try:
-            data = (self.path / file).read_bytes()
-            wanted = self.files[file]
-        except (OSError, KeyError) as error:
-            raise Damaged(f"{self.path / file} is missing ({error}).") from error
-        if len(data) != wanted["size"] or hashlib.sha256(data).hexdigest() != wanted["sha256"]:
-            raise Damaged(
-                f"{self.path / file} is truncated or altered: its SHA-256 is not the manifest's."
-            )
-        return data
-
-    def tensors(self, file: str) -> dict[str, np.ndarray]:
-        return safetensors.numpy.load(self.read(file))
-
-
-def _order(name: str) -> tuple[int, int]:
-    epoch, n = name.split("-")
-    return int(epoch), int(n)
-
-
-def folders(root: Path) -> list[Path]:
-    """The written folders under `root`, newest first."""
-    if not root.is_dir():
-        return []
-    names = [p.name for p in root.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
-    return [root / name for name in sorted(names, key=_order, reverse=True)]
-
-
-def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
-    """What `load` makes of the newest folder that verifies; None where there is none at all.
-
-    Damaged ones newer than it are set aside, so that they do not count among those that are kept.
-    Raises SnapshotError where there are some and none can be used."""
-    reasons, damaged = [], list[Path]()
-    for path in folders(root):
-        try:
-            found = load(Folder.open(path))
-        except (SnapshotError, safetensors.SafetensorError) as error:
-            reasons.append(str(error))
-            log.warning("snapshot_unusable", path=str(path), reason=str(error))
-            if isinstance(error, Damaged | safetensors.SafetensorError):
-                damaged.append(path)
-            continue
-        for path in damaged:
-            with suppress(OSError):
-                path.rename(path.with_name(path.name + DAMAGED))
-        return found
-    if reasons:
-        raise SnapshotError(
-            f"none of the snapshots in {root} can be used. {reasons[0]} Mend it, or move the folder away "
-            "to begin again from source.start."
-        )
-    return None
-
-
-def prune(root: Path, keep: int, upto: str, also: frozenset[str] = frozenset()) -> None:
-    """Deletes all but the `keep` newest folders up to `upto` (an owner's newest) and those in `also`, and
-    what was set aside before these."""
-    old = [p for p in folders(root) if _order(p.name) <= _order(upto)]
-    gone = [p for p in old[keep:] if p.name not in also]
-    if len(old) >= keep > 0:
-        aside = [p for p in root.glob(f"*{DAMAGED}") if _NAME.fullmatch(p.stem)]
-        gone += [p for p in aside if _order(p.stem) < _order(old[keep - 1].name)]
-    gone += [p for p in root.glob(".*.part") if f".{os.getpid()}." not in p.name]
-    for path in gone:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-# -- a group's snapshot ---------------------------------------------------------------------------
 
 
 def slab_slots(state: State) -> int:
@@ -206,7 +34,7 @@ def slab_slots(state: State) -> int:
 
 
 def _columns(state: State) -> dict[str, np.ndarray]:
-    columns = {name: getattr(state.rows, name) for name in ROW_COLUMNS}
+    columns = {name: getattr(state.rows, name) for name in _row_columns(state)}
     return columns | {name: getattr(state, name) for name in SLOT_COLUMNS}
 
 
@@ -218,19 +46,23 @@ def _warm(state: State) -> dict[str, np.ndarray]:
     }
 
 
-ROW_COLUMNS = ("time_us", "position", "numbers", "categories", "missing")
+def _row_columns(state: State) -> list[str]:
+    return [f.name for f in fields(state.rows)]
+
+
 SLOT_COLUMNS = (
     "placed", "count", "totals", "first_us", "last_us", "since_us", "touched", "tag", "owed", "recurrent",
 )  # fmt: skip
 
 
-def _compact(raw: dict[str, np.ndarray], names: list[str | None], window: int) -> bytes:
+def _compact(raw: dict[str, np.ndarray], names: list[str | None], state: State) -> bytes:
     """A slab as safetensors: used slots, the rows that their rings hold, their names."""
+    window = state.window
     used = np.flatnonzero(raw["count"][: len(names)] > 0)
     out = {name: raw[name][used] for name in SLOT_COLUMNS}
     rows = np.minimum(raw["placed"][used], window)
     valid = np.arange(window) < rows[:, None]  # a ring that is not full has its rows at 0..n
-    for name in ROW_COLUMNS:
+    for name in _row_columns(state):
         out[name] = raw[name][used][valid]
     text = [(names[i] or "").encode() for i in used.tolist()]
     out["name_bytes"] = np.frombuffer(b"".join(text), np.uint8)
@@ -261,6 +93,7 @@ class GroupSnapshot:
             "positions": self.positions, "window": state.window, "hidden": state.hidden,
             "numbers": state.shape.numbers, "categories": state.shape.categories,
             "node numbers": state.shape.node_numbers, "node categories": state.shape.node_categories,
+            "side": state.shape.side, "keep": state.shape.keep,
         }  # fmt: skip
         self._thread = Thread(target=self._write, args=(root, before_commit), daemon=True)
         self._thread.start()
@@ -338,7 +171,7 @@ class GroupSnapshot:
                 raw, names, positions = item
                 file = f"slab-{len(self._slabs):06d}.safetensors"
                 self._slabs.append({"file": file, "positions": positions})
-                data = _compact(raw, names, self._state.window)
+                data = _compact(raw, names, self._state)
                 self._buffers.put(raw)
                 yield file, data
             self._meta.update(item)
@@ -367,8 +200,9 @@ def restore(folder: Folder, state: State) -> list[int]:
     for key, now in (
         ("window", state.window), ("numbers", state.shape.numbers), ("categories", state.shape.categories),
         ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
+        ("side", state.shape.side), ("keep", state.shape.keep),
     ):  # fmt: skip
-        if meta.get(key, now) != now:  # those of nodes came later than the format
+        if meta.get(key, now) != now:  # those of nodes and of images came later than the format
             raise SnapshotError(
                 f"{folder.path} was written with {key} = {meta[key]}, the settings say {now}. These may not "
                 "change over a snapshot (docs/operations.md has the table): set it back, or start a stream "
@@ -423,8 +257,11 @@ def _fill(
     at = np.arange(len(each)) - np.repeat(np.cumsum(rows) - rows, rows)
     kept = keep[each]
     to = slots[(np.cumsum(keep) - 1)[each[kept]]], at[kept]
-    for column in ROW_COLUMNS:
-        getattr(state.rows, column)[to] = t[column][kept]
+    for column in _row_columns(state):
+        if column != "vector" or same_state:
+            getattr(state.rows, column)[to] = t[column][kept]
+    if isinstance(state.rows, ImageRows) and not same_state:
+        state.rows.release[to] = 0
     marks.slab[slots] = slab
 
 

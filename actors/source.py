@@ -27,9 +27,9 @@ __all__ = ["DlqConfig", "KafkaDeadLetters", "KafkaSource", "SourceConfig", "part
 
 log = structlog.get_logger()
 
-_OFFSET, _TIMESTAMP, _KEY, _VALUE = (
+_OFFSET, _TIMESTAMP, _KEY, _VALUE, _HEADERS = (
     itemgetter(kafka.consumer.fetcher.ConsumerRecord._fields.index(name))
-    for name in ("offset", "timestamp", "key", "value")
+    for name in ("offset", "timestamp", "key", "value", "headers")
 )
 
 
@@ -45,11 +45,13 @@ def partitions(config: SourceConfig) -> int:
 
 
 class KafkaSource(Source):
-    """`groups`: of the whole stream; those to read are started one by one."""
+    """`groups`: of the whole stream; those to read are started one by one. headers: whether they are read too."""
 
-    def __init__(self, config: SourceConfig, stream_name: str, groups: int) -> None:
+    def __init__(
+        self, config: SourceConfig, stream_name: str, groups: int, headers: bool = False
+    ) -> None:
         self.topics, self.up = config.topics, True
-        self._config = config
+        self._config, self._headers = config, headers
         expand_at_most(config.max_expanded_bytes)
         self._cluster = Cluster(config)
         try:
@@ -160,6 +162,7 @@ class KafkaSource(Source):
             list(map(_KEY, records)),
             list(map(_VALUE, records)),
             position,
+            list(map(_HEADERS, records)) if self._headers else None,
         )
 
     def _passed(self, idle: bool) -> list[Batch]:

@@ -7,7 +7,7 @@ consecutive slots, the unit of snapshots (`actors/snapshot.py`).
 Shapes: E slots, L rows of a ring, M entities touched by a micro-batch, K running totals, H recurrent state.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 from typing import Annotated
 
@@ -24,6 +24,7 @@ from schemas.records import (
     OFFSET_BITS,
     Bool,
     Decoded,
+    ImageRows,
     Rows,
     Windows,
     category_hash,
@@ -56,6 +57,7 @@ class Touched:
     last_us: I64  # [M] time of the newest row before these
     deleted: list[str]
     accepted: int  # records taken, deletions and rows of entities deleted since included
+    quiet: Bool | None = None  # [M] of images: nothing that readers would see is new; None: of none
 
 
 @dataclass(slots=True)
@@ -84,7 +86,8 @@ class Marks:
 def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
     """Bytes of one slot's columns."""
     row = shape.row_bytes + shape.graph
-    return window * row + 8 * shape.totals + 4 * hidden + 8 * 8
+    vectors = window if shape.side else 1  # each image has its own
+    return window * row + 8 * shape.totals + 4 * hidden * vectors + 8 * 8
 
 
 def capacity(config: StateConfig, groups: int, shape: Shape, window: int, hidden: int) -> int:
@@ -137,15 +140,20 @@ class State:
 
     def __post_init__(self) -> None:
         e, w, s = self.slots, self.window, self.shape
-        self.rows = Rows(
+        columns = (
             np.zeros((e, w), np.int64),
             np.zeros((e, w), np.int64),
             np.zeros((e, w, s.numbers), np.float32),
             np.zeros((e, w, s.categories), np.int64),
             np.zeros((e, w, s.categories), np.bool_),
         )
+        self.rows = Rows(*columns)
+        if s.side:
+            pixels, uri = (np.zeros((e, w, n), np.uint8) for n in (s.kept_pixels, s.kept_uri))
+            vectors = np.zeros((e, w, self.hidden), np.float32)
+            self.rows = ImageRows(*columns, pixels, uri, vectors, np.zeros((e, w), np.int64))
         self.totals = np.zeros((e, s.totals), np.float64)
-        self.recurrent = np.zeros((e, self.hidden), np.float32)
+        self.recurrent = np.zeros((e, 0 if s.side else self.hidden), np.float32)
         self.owed, self.graves = np.zeros(e, np.bool_), np.zeros(e, np.bool_)
         self.dead = np.zeros((e if s.graph else 0, w), np.bool_)
         for name in ("placed", "count", "first_us", "last_us", "since_us", "touched", "tag"):
@@ -250,7 +258,7 @@ class State:
         ends = rows.time_us[starts + lengths - 1]
         self.last_us[slots] = np.where(known, np.maximum(before, ends), ends)
         self.first_us[slots] = earliest
-        if self.shape.graph:
+        if self.shape.graph or self.shape.side:
             return Touched(
                 slots, starts, lengths, rows, np.ones_like(late), totals, before, deleted, accepted
             )
@@ -277,8 +285,8 @@ class State:
         rank = np.arange(len(rows)) - starts[each]
         at = np.flatnonzero(in_order[each] & (rank >= lengths[each] - self.window))
         to = slots[each[at]], (self.placed[slots[each[at]]] + rank[at]) % self.window
-        for column in ("time_us", "position", "numbers", "categories", "missing"):
-            getattr(self.rows, column)[to] = getattr(rows, column)[at]
+        for f in fields(self.rows):
+            getattr(self.rows, f.name)[to] = getattr(rows, f.name)[at]
         self.placed[slots[in_order]] += lengths[in_order]
         if self.graves[slots].any():
             self.dead[to] = False
@@ -310,16 +318,15 @@ class State:
         placed += len(new)
         merged = merged.take(slice(-self.window, None))
         to = (placed - len(merged) + np.arange(len(merged))) % self.window
-        for column in ("time_us", "position", "numbers", "categories", "missing"):
-            getattr(self.rows, column)[slot, to] = getattr(merged, column)
+        for f in fields(self.rows):
+            getattr(self.rows, f.name)[slot, to] = getattr(merged, f.name)
         self.placed[slot] = placed
 
     def _ring(self, slot: int) -> Rows:
         placed = int(self.placed[slot])
         n = min(placed, self.window)
         at = (placed - n + np.arange(n)) % self.window
-        r = self.rows
-        return Rows(*(column[slot, at] for column in _columns(r)))
+        return self.rows.take((np.full(n, slot), at))
 
     # -- entities come and go ---------------------------------------------------------------------
 
@@ -427,8 +434,8 @@ class State:
         return n
 
     def anchored(self, slots: I64) -> I64:
-        """w of the anchor rule for each slot; of a graph all live rows. [M]"""
-        if self.shape.graph:
+        """w of the anchor rule for each slot; of a graph all live rows, of images all. [M]"""
+        if self.shape.graph or self.shape.side:
             return self.held(slots)
         n, half = self.count[slots], self.window // 2
         return np.minimum(np.where(n < half, n, half + n % half), self.placed[slots])
@@ -444,12 +451,12 @@ class State:
         lonely = self.held(slots) == 0
         if lonely.any() or self.graves[slots].any():
             at = graves.live_at(self, slots, np.where(lonely, 0, lengths), at)
-            rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
+            rows = self.rows.take((slots[:, None], at))
             rows.time_us[lonely], rows.position[lonely] = self.last_us[slots[lonely], None], 0
             rows.numbers[lonely], rows.categories[lonely] = np.nan, 0
             rows.missing[lonely], valid[lonely] = True, False
         else:
-            rows = Rows(*(column[slots[:, None], at] for column in _columns(self.rows)))
+            rows = self.rows.take((slots[:, None], at))
         flat = contributions(rows.numbers.reshape(valid.size, self.shape.numbers))
         flat[:, 1] = (
             np.diff(rows.time_us, axis=1, prepend=rows.time_us[:, :1]) > self.shape.session_gap_us
@@ -467,7 +474,7 @@ class State:
         lengths = self.held(slots)
         rows, totals = self.padded(slots, lengths)
         valid = np.arange(rows.time_us.shape[1]) < lengths[:, None]
-        flat = Rows(*(column[valid] for column in _columns(rows)))
+        flat = rows.take(valid)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         return Windows(flat, offsets, totals, self.first_us[slots], self.hashes(slots))
 
@@ -477,7 +484,3 @@ class State:
         each = entity_bytes(self.shape, self.window, self.hidden) + _NAME_BYTES
         known = 0 if self.nodes is None else self.nodes.used * (self.shape.node_bytes + ENTRY)
         return len(self.names) * each + known
-
-
-def _columns(rows: Rows) -> tuple[np.ndarray, ...]:
-    return rows.time_us, rows.position, rows.numbers, rows.categories, rows.missing

@@ -12,9 +12,9 @@ import structlog
 from actors import lease as leases
 from actors import spawn
 from actors.encode import current_release, read_release, usable_release
+from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
 from actors.shard import resident_bytes
-from actors.snapshot import epoch_of, write_file
 from actors.source import partitions
 from daemon.http import Http
 from daemon.settings import Settings, check
@@ -395,6 +395,7 @@ def refuse_changed(settings: Settings, served: Manifest) -> None:
         ("encoder.dim", served.dim, settings.encoder.dim),
         ("encoder.window", served.window, settings.encoder.window),
         ("encoder.hidden × encoder.layers", served.state, settings.encoder.state),
+        ("stream.image.side", served.side, stream.shape.side),
         ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
         ("stream.field", served.numbers + served.categories, of_edges),
         ("stream.node", served.node_numbers + served.node_categories, of_nodes),

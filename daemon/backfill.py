@@ -25,10 +25,10 @@ from actors.decode import make_decoder
 from actors.embed import Releases
 from actors.encode import current_release
 from actors.files import FileSource
+from actors.folders import Folder, epoch_of, folders
 from actors.group import FILES, Group
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard
-from actors.snapshot import Folder, epoch_of, folders
 from actors.source import KafkaSource, partitions
 from actors.state import capacity
 from daemon.settings import Settings
@@ -57,6 +57,11 @@ class Backfill:
     def run(self) -> None:
         settings = self._settings
         groups = partitions(settings.source)
+        if settings.stream.images:
+            raise SettingsError(
+                'stream.kind is "image": rows of files hold no images. Produce the history into the topic, its '
+                "images or their URIs."
+            )
         if settings.stream.nodes and groups > 1:
             raise SettingsError(
                 f'stream.kind is "graph" and the stream has {groups} partitions: their groups learn of each '
@@ -115,7 +120,7 @@ class Backfill:
 
     def _shard(self, source: FileSource, groups: int, epoch: int) -> Shard:
         s = self._settings
-        shape, sizes = s.stream.shape, (s.encoder.window, s.encoder.state)
+        shape, sizes = s.stream.shape, (s.encoder.window, s.encoder.kept)
         slots = capacity(s.state, groups, shape, *sizes)
         left = self._left(groups)
         opened = [

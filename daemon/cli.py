@@ -93,9 +93,11 @@ def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML f
 
     s = _load(config)
     check(s)
-    slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
+    slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
     names = [f.name for f in s.stream.field] + [f"{f.name} of nodes" for f in s.stream.node]
     inputs = ", ".join(names) or "none but time"
+    if s.stream.images:
+        inputs = f"images of {s.stream.image.side} × {s.stream.image.side} pixels"
     out.print(
         f"{config} is well: stream {s.name!r} of {', '.join(s.source.topics)}, "
         f"inputs {inputs}, room for {slots:,} entities."
@@ -302,7 +304,7 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     import msgspec
 
     from actors.encode import current_release
-    from actors.snapshot import Folder
+    from actors.folders import Folder
     from schemas.errors import SnapshotError
     from schemas.published import Manifest
 

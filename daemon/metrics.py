@@ -54,6 +54,10 @@ class ServiceCollector(Collector):
             ("stepped", "Records encoded by one step from the state before."),
             ("written", "Vectors that Redis took."),
             ("refused", "Writes that Redis refused as old; above zero after a restart only."),
+            (
+                "duplicates",
+                "Images so like one seen lately that they are not learnt from, or not written.",
+            ),
             ("sampled", "Training windows handed to the learner."),
             (
                 "sample_skipped",
@@ -63,7 +67,7 @@ class ServiceCollector(Collector):
             metric = {
                 "accepted": "records_accepted", "encoded": "windows_encoded", "stepped": "records_stepped",
                 "written": "vectors_written", "refused": "writes_refused", "sampled": "windows_sampled",
-                "sample_skipped": "windows_not_sampled",
+                "sample_skipped": "windows_not_sampled", "duplicates": "duplicates",
             }[name]  # fmt: skip
             yield _counter(f"afresh_{metric}", text, s.stream, total(name))
         dead = CounterMetricFamily(

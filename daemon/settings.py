@@ -162,7 +162,7 @@ def check(settings: Settings) -> None:
     s = settings
     make_decoder(s.stream, s.decode)
     _check_graph(s)
-    capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.state)
+    capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
     s.source.client()
     connect(s.redis, lambda _: None).close()  # sends nothing
     s.http.token()
@@ -172,7 +172,9 @@ def _check_graph(s: Settings) -> None:
     _check_kind(s)
     if not s.stream.nodes:
         if s.source.mirror_topic:
-            found = 'stream.unit is "graph"' if s.stream.whole else 'stream.kind is "events"'
+            found = (
+                'stream.unit is "graph"' if s.stream.whole else f'stream.kind is "{s.stream.kind}"'
+            )
             raise SettingsError(
                 f"source.mirror_topic is for graphs whose nodes are embedded, and {found}. Remove it."
             )

@@ -78,7 +78,7 @@ class Totals:
 
 COUNTS = {
     ShardStats: (
-        "accepted", "dead_letters", "encoded", "stepped", "written", "refused", "sampled",
+        "accepted", "dead_letters", "encoded", "stepped", "written", "refused", "duplicates", "sampled",
         "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
     ),
     LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "cpu_s"),

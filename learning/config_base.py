@@ -47,6 +47,11 @@ class EncoderBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
         """H: width of the recurrent state, all layers side by side."""
         return self.hidden * self.layers
 
+    @property
+    def kept(self) -> int:
+        """Width of what is kept of an entity beside its rows."""
+        return self.state
+
 
 class ObjectiveBase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="name"):
     weight: Positive = 1.0

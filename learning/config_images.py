@@ -32,12 +32,17 @@ class TimmConfig(
 
     @property
     def hidden(self) -> int:
+        return self.dim
+
+    @property
+    def kept(self) -> int:
         """Width of what is kept of each image: its vector."""
         return self.dim
 
     @property
     def state(self) -> int:
-        return self.dim
+        """Nothing recurs."""
+        return 0
 
     @property
     def variance(self) -> bool:

@@ -37,7 +37,22 @@ OF_GRAPHS = "of the newest L rows of the graph by (time, topic, offset) the edge
 OF_NODES = (
     "; with what was said last of the node and of each edge's far node, by (time, topic, offset)"
 )
-ANCHORS: dict[Unit, str] = {"events": OF_RECORDS, "node": OF_EDGES, "graph": OF_GRAPHS}
+IMAGES_RULE = (
+    "the first frame of a JPEG, PNG or WebP as Pillow decodes it, a JPEG drafted to (2S, 2S); grey of 16 bits by its "
+    "upper 8; with any transparency as RGBA, else as L or RGB; the whole of it resized to S x S by "
+    "Image.resize(BILINEAR, reducing_gap=2.0); composited on white; turned as EXIF says; RGB, row by row"
+)
+"""Encoded bytes -> uint8 [S, S, 3]: `shrunk` in actors/pixels.py."""
+OF_IMAGES = (
+    "the mean, scaled to unit length, of the vectors that `release` made of the entity's newest L images by (time, "
+    "topic, offset); of an image that came before the release, only where it was kept"
+)
+ANCHORS: dict[Unit, str] = {
+    "events": OF_RECORDS,
+    "node": OF_EDGES,
+    "graph": OF_GRAPHS,
+    "image": OF_IMAGES,
+}
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -85,6 +100,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     node_fields: tuple[Field, ...] = ()  # of a graph: what nodes have of their own
     node_numbers: tuple[str, ...] = ()
     node_categories: tuple[str, ...] = ()
+    side: int = 0  # S of images, which are resized to S × S pixels,
+    pixels: str = ""  # by this rule
     session_gap_us: int
     state: int  # width of the recurrent state
     encode: tuple[Input, ...]

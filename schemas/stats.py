@@ -55,6 +55,9 @@ class ShardStats:
     stepped: int = 0
     written: int = 0  # vectors that Redis took
     refused: int = 0  # writes that Redis refused as old
+    duplicates: int = (
+        0  # images so like one seen lately that they are not learnt from, or not written
+    )
     sampled: int = 0  # windows handed to the learner
     sample_skipped: int = 0  # windows not handed over because it was full
     freshness: Latency = field(default_factory=Latency)  # produced -> readable in Redis

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from actors.ports import Batch, DeadLetters, Source
+from actors.ports import Batch, DeadLetters, Headers, Source
 from schemas.errors import SourceError
 
 
@@ -18,6 +18,7 @@ class Record(NamedTuple):
     group: int = 0
     topic: int = 0
     time_ms: int = 0
+    headers: Headers = ()
 
 
 class Crashed(BaseException):
@@ -140,6 +141,7 @@ class MemorySource(Source):
             [record.key for _, record in found],
             [record.value for _, record in found],
             position,
+            [record.headers for _, record in found],
         )
 
     def pause(self, group: int, topic: int) -> None:

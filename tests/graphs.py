@@ -11,11 +11,11 @@ from actors.decode import DecodeConfig, make_decoder
 from actors.edges import Edges
 from actors.embed import Releases, encode_anew
 from actors.encode import Release
+from actors.folders import epoch_of
 from actors.group import Group
 from actors.partitioner import partition_of
 from actors.ports import LearnerPort, Mirror
 from actors.shard import Ports, Shard, ShardConfig
-from actors.snapshot import epoch_of
 from actors.state import State
 from learning.config import TemporalAttentionConfig
 from learning.node_table import NodeTable

@@ -10,11 +10,12 @@ import torch
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
 from actors.encode import Release, set_current
+from actors.folders import epoch_of, write_folder
 from actors.graphs import described, files, of_stream
 from actors.group import Group
+from actors.ports import LearnerPort
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
-from actors.snapshot import epoch_of, write_folder
 from actors.state import State
 from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig
@@ -81,10 +82,12 @@ def make_shard(
     slots: int = SLOTS,
     stream: StreamConfig = STREAM,
     encoder: EncoderConfig = ENCODER,
+    sizes: tuple[int, int, int] | None = None,
+    learner: LearnerPort | None = None,
     **more: object,
 ) -> Shard:
     """A shard of all the source's groups, restored from `folder`."""
-    sizes = (encoder.window, encoder.state, slots)
+    sizes = sizes or (encoder.window, encoder.kept, slots)
     groups = [
         Group.open(
             n, epoch_of(1, restarts), source.topics, folder / f"group-{n}", stream.shape, sizes
@@ -97,6 +100,7 @@ def make_shard(
         MemorySink(server) if isinstance(server, MemoryServer) else server,
         MemoryDeadLetters(),
         Releases(folder / "releases"),
+        learner,
     )
     config = config or ShardConfig(snapshot_every_s=1e-9)
     return Shard(config, groups, ports, **more)  # type: ignore[arg-type]

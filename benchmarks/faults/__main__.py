@@ -139,7 +139,7 @@ def every(
                 items += one_by_one(of, chosen, done)
         chosen = {name: fault for name, fault in graph_faults(rounds).items() if name in wanted}
         if chosen:
-            with service(folder / "graph", kafka, redis, topic="graph", graph=True) as of:
+            with service(folder / "graph", kafka, redis, topic="graph", kind="graph") as of:
                 items += one_by_one(
                     of, chosen, lambda o: done(replace(o, fault=f"graph: {o.fault}"))
                 )

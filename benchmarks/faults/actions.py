@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.encode import current_release
-from actors.snapshot import Folder, folders
+from actors.folders import Folder, folders
 from benchmarks.faults.world import Owner, World, crashing
 from schemas.errors import SnapshotError
 

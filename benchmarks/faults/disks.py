@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.encode import current_release
-from actors.snapshot import Folder, folders
+from actors.folders import Folder, folders
 from benchmarks.faults.outcome import Outcome, rounds_of
 from benchmarks.faults.service import GROUPS, Service, until
 

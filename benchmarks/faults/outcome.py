@@ -11,15 +11,20 @@ from functools import partial
 import kafka
 import numpy as np
 
+from actors import images
 from actors.decode import make_decoder
 from actors.edges import Edges
 from actors.embed import encode_anew
 from actors.encode import Release
-from actors.snapshot import newest, restore
+from actors.folders import newest
+from actors.images import Images
+from actors.snapshot import restore
 from actors.state import State
+from benchmarks.faults import streams
 from benchmarks.faults.service import GROUPS, Service, until, wait
 from benchmarks.items import Item, at_most, shown
 from learning.node_table import NodeTable
+from schemas.records import ImageRows
 
 WORST = 1e-5  # difference of vectors
 
@@ -86,7 +91,8 @@ def from_scratch(of: Service) -> State:
     decoder = make_decoder(s.stream, s.decode)
     offsets = np.arange(len(of.sent))
     keys, values = [k for k, _ in of.sent], [v for _, v in of.sent]
-    decoded, bad = decoder.decode(0, offsets, offsets, keys, values)
+    headers = [streams.headers(of.kind, n) for n in range(len(keys))] if s.stream.images else None
+    decoded, bad = decoder.decode(0, offsets, offsets, keys, values, headers)
     assert not bad
     if s.stream.nodes:
         decoded = Edges(s.stream.shape, 0, 1, 1, 1, {}).spread(0, decoded).here
@@ -94,13 +100,15 @@ def from_scratch(of: Service) -> State:
     if decoded.told is not None and state.nodes is not None:
         told = decoded.told
         state.nodes.put(told.node, told.features, told.time_us, told.position)
+    if s.stream.images:
+        Images(s.stream.image, s.stream.shape).take(state, decoded, None)
     state.apply(decoded)
     return state
 
 
 def empty(of: Service) -> State:
     s = of.settings
-    state = State(s.stream.shape, s.encoder.window, s.encoder.state, len(of.counts) + 64)
+    state = State(s.stream.shape, s.encoder.window, s.encoder.kept, len(of.counts) + 64)
     if s.stream.shape.noded:
         state.nodes = NodeTable(s.stream.shape, state.slots)
     return state
@@ -110,7 +118,7 @@ def compare(of: Service, outcome: Outcome) -> Outcome:
     """Fills in what the service's records have come to. Each vector is compared with that of the release
     which it names: the next one may arrive meanwhile. What is said of a node reaches its neighbours' vectors in
     the background: they are waited for."""
-    before, end = outcome.worst, time.monotonic() + 30 * of.graph
+    before, end = outcome.worst, time.monotonic() + 30 * (of.kind == "graph")
     while True:
         outcome.worst, outcome.lost, outcome.doubled = before, 0, 0
         _compare(of, outcome)
@@ -131,7 +139,11 @@ def _compare(of: Service, outcome: Outcome) -> None:
             by_release.setdefault(by, []).append(name)
     for number, names in by_release.items():
         release = Release.load(of.settings.releases / str(number))
-        vectors = encode_anew(state, np.array([state.index[name] for name in names]), release)
+        slots = np.array([state.index[name] for name in names])
+        if of.settings.stream.images:
+            _, vectors, _, _ = images.encode_anew(state, slots, release)
+        else:
+            vectors = encode_anew(state, slots, release)
         there = np.stack([found[name][2] for name in names])
         outcome.worst = max(outcome.worst, float(np.abs(there - vectors).max()))
     outcome.falls = len(of.falls)
@@ -171,7 +183,9 @@ def state_differs(of: Service) -> list[str]:
     for group in range(GROUPS):
         state = empty(of)
         newest(s.group_folder(group), partial(restore, state=state))
-        if of.graph:  # what the mirror brings late opens other sessions: docs/decisions/0005
+        if (
+            of.kind == "graph"
+        ):  # what the mirror brings late opens other sessions: docs/decisions/0005
             state.totals[:, 1] = wanted.totals[:, 1] = 0.0
         for name, slot in state.index.items():
             seen[name] += 1
@@ -181,8 +195,18 @@ def state_differs(of: Service) -> list[str]:
                 for a, b in (
                     *((getattr(state, c)[slot], getattr(wanted, c)[other]) for c in COLUMNS),
                     (state.totals[slot, compared], wanted.totals[other, compared]),
+                    *_pixels(state, slot, wanted, other),
                 )
             ):
                 differs.append(name)
     differs += [name for name in wanted.index if seen[name] != 1]
     return sorted(set(differs))
+
+
+def _pixels(a: State, of_a: int, b: State, of_b: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of a stream of images: what both rings hold, the oldest first."""
+    if not (isinstance(a.rows, ImageRows) and isinstance(b.rows, ImageRows)):
+        return []
+    rings = (state.windows(np.array([slot])).rows for state, slot in ((a, of_a), (b, of_b)))
+    mine, others = (rows.pixels for rows in rings if isinstance(rows, ImageRows))
+    return [(mine, others)]

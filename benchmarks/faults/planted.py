@@ -6,11 +6,12 @@ from typing import Any
 
 import actors.group
 import actors.snapshot
+from actors.folders import Folder
 from actors.group import Group
 from actors.ports import Batch
 from actors.sink import Sink, WriteResult
 from actors.skew import Piece
-from actors.snapshot import Folder, GroupSnapshot
+from actors.snapshot import GroupSnapshot
 from actors.state import State
 from benchmarks.faults.small_disks import SmallOs, replaced
 from tests.fake_sink import Fence, MemorySink

@@ -24,6 +24,8 @@ import msgspec
 import psutil
 
 from actors.encode import current_release
+from benchmarks.faults import streams
+from benchmarks.faults.streams import Kind
 from daemon import servers
 from daemon.children import Server
 from daemon.cli import fetch_status
@@ -33,72 +35,6 @@ from schemas.errors import AfreshError
 from schemas.published import entity_key
 
 GROUPS = 4
-SETTINGS = """
-name = "{topic}"
-state_dir = "{folder}/state"
-[stream]
-{kind}
-entity = "who"
-time = "at"
-time_unit = "s"
-[[stream.field]]
-name = "what"
-type = "category"
-[[stream.field]]
-name = "amount"
-type = "number"
-[[stream.field]]
-name = "id"
-type = "number"
-[source]
-brokers = "{kafka}"
-topics = ["{topic}"]
-[redis]
-url = "{redis}"
-[state]
-max_memory_mb = 64
-[shard]
-shards = {shards}
-snapshot_every_s = 1
-[encoder]
-{encoder}
-dim = 8
-hidden = 8
-window = 16
-[learner]
-min_entities = 16
-batch_entities = 16
-held_out_share = 0.0
-updates_per_record = 0.2
-[[learner.objective]]
-{objective}
-[release]
-first_s = 1
-every_s = 8
-every_updates = 5
-[service]
-lease_s = 4
-hang_s = 12
-steady_s = 2
-[http]
-port = 0
-"""
-EVENTS = (
-    ("{kind}", ""),
-    ("{encoder}", 'name = "gru"\ncategory_dim = 4\nbucket_bits = 6'),
-    ("{objective}", 'name = "coles"'),
-)
-GRAPH = (
-    ("{kind}", 'kind = "graph"\nneighbour = "whom"\nop = "op"'),
-    ("[source]", '[[stream.node]]\nname = "size"\ntype = "number"\n[source]'),
-    ("{encoder}", 'name = "temporal_attention"'),
-    ("{objective}", 'name = "next_interaction"'),
-)
-WHOLE = (
-    ("{kind}", 'kind = "graph"\nunit = "graph"\nsource = "near"\nneighbour = "far"\nop = "op"'),
-    ("{encoder}", 'name = "graph_isomorphism"'),
-    ("{objective}", 'name = "graphcl"'),
-)
 Found = dict[str, tuple[int, int, Any]]
 """entity -> (count, release, vector)"""
 
@@ -113,10 +49,7 @@ class Service:
     entities: int = 40
     shards: int = 2
     topic: str = "faults"
-    graph: bool = (
-        False  # records are edges from their entity to another one, or say something of it
-    )
-    whole: bool = False  # ... or of their entity, a graph of a few nodes
+    kind: Kind = "events"
     sent: list[tuple[bytes, bytes]] = field(default_factory=list)
     bad: set[tuple[str, int, int]] = field(default_factory=set)  # (topic, partition, offset)
     counts: Counter[str] = field(default_factory=Counter)
@@ -126,7 +59,7 @@ class Service:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         topics = {self.topic: GROUPS, f"{self.topic}.dlq": 1}
-        if self.graph:
+        if self.kind == "graph":
             topics[f"{self.topic}.mirror"] = GROUPS
         servers.create_topics(self.kafka.address, topics)
         self.config, self.log = self.folder / "faults.toml", self.folder / "daemon.log"
@@ -140,10 +73,8 @@ class Service:
 
     def configure(self, shards: int, *changes: tuple[str, str]) -> None:
         """Writes the settings for the next start, with texts replaced."""
-        text = SETTINGS
-        for old, new in GRAPH if self.graph else WHOLE if self.whole else EVENTS:
-            text = text.replace(old, new)
-        text = text.format(
+        text = streams.settings(
+            self.kind,
             folder=self.folder, kafka=self.kafka.address, redis=f"redis://{self.redis.address}",
             topic=self.topic, shards=shards,
         )  # fmt: skip
@@ -271,35 +202,24 @@ class Service:
     def send_to(self, names: list[str]) -> None:
         """A record of each of these entities."""
         pairs = self.made(names)
-        for key, value in pairs:
-            self._producer.send(self.topic, key=key, value=value)
+        for number, (key, value) in enumerate(pairs, len(self.sent)):
+            headers = streams.headers(self.kind, number)
+            self._producer.send(self.topic, key=key, value=value, headers=headers)
         self._producer.flush(60)
         self.remember(pairs)
 
     def made(self, names: list[str]) -> list[tuple[bytes, bytes]]:
         """Keys and values of the next records."""
-        pairs = []
-        for number, who in enumerate(names, len(self.sent)):
-            value: dict[str, Any] = {"who": who, "at": 1_600_000_000 + 7 * number, "id": number}
-            value["what"] = f"c{self._rng.randrange(6)}"
-            if self.graph and self._rng.random() < 0.1:
-                value |= {"op": "node", "size": self._rng.gauss(0, 2)}
-            elif self.graph:
-                value["whom"] = f"e{self._rng.randrange(self.entities)}"
-            if self.whole:
-                value["near"], value["far"] = self._rng.sample("abcdef", 2)
-                if self._rng.random() < 0.2:
-                    value["op"] = "remove"
-            if self._rng.random() < 0.9:
-                value["amount"] = self._rng.gauss(0, 50)
-            pairs.append((who.encode(), msgspec.json.encode(value)))
-        return pairs
+        return [
+            (who.encode(), streams.value(self.kind, number, who, self.entities, self._rng))
+            for number, who in enumerate(names, len(self.sent))
+        ]
 
     def remember(self, pairs: list[tuple[bytes, bytes]]) -> None:
         """These were sent, and are to be counted."""
         self.sent += pairs
         self.counts.update(key.decode() for key, _ in pairs)
-        if self.graph:  # an edge counts on either side, a loop once
+        if self.kind == "graph":  # an edge counts on either side, a loop once
             ends = ((key.decode(), msgspec.json.decode(value).get("whom")) for key, value in pairs)
             self.counts.update(far for near, far in ends if far not in (None, near))
 

@@ -1,7 +1,7 @@
 """A disk that fails at a chosen call, and snapshot writers that can be waited for until they rest.
 
-`installed` puts both under actors/snapshot.py. A process that is killed, or loses its power, in the middle of
-a write touches the disk no more: not even to clean up."""
+`installed` puts both under actors/folders.py and actors/snapshot.py. A process that is killed, or loses its
+power, in the middle of a write touches the disk no more: not even to clean up."""
 
 import os
 import shutil
@@ -15,6 +15,7 @@ from queue import Queue
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import actors.folders
 import actors.snapshot
 
 
@@ -253,17 +254,17 @@ class Hand(Queue[Any]):
 
 @contextmanager
 def installed(slab: int) -> Iterator[None]:
-    """Under actors/snapshot.py, for the block. `slab`: slots of a slab."""
+    """Under actors/folders.py and actors/snapshot.py, for the block. `slab`: slots of a slab."""
     Writer.made, Writer.disk = [], Disk()
     with ExitStack() as stack:
-        for name, value in (
-            ("os", SmallOs()),
-            ("shutil", SmallShutil),
-            ("Thread", Writer),
-            ("Queue", Hand),
-            ("slab_slots", lambda _: slab),
+        for module, name, value in (
+            (actors.folders, "os", SmallOs()),
+            (actors.folders, "shutil", SmallShutil),
+            (actors.snapshot, "Thread", Writer),
+            (actors.snapshot, "Queue", Hand),
+            (actors.snapshot, "slab_slots", lambda _: slab),
         ):
-            stack.enter_context(replaced(actors.snapshot, name, value))
+            stack.enter_context(replaced(module, name, value))
         try:
             yield
         finally:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.snapshot import GroupSnapshot, newest, restore
+from actors.folders import newest
+from actors.snapshot import GroupSnapshot, restore
 from actors.state import State
 from schemas.records import Decoded, Rows
 from schemas.stream import Shape

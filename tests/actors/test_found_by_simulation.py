@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.folders import Folder, folders, write_folder
 from actors.group import Group
 from actors.shard import ShardConfig
-from actors.snapshot import Folder, folders, write_folder
 from schemas.errors import SnapshotError
 from tests import services
 from tests.fake_sink import MemoryServer

@@ -14,11 +14,11 @@ import redis
 from actors.decode import DecodeConfig
 from actors.embed import encode_anew
 from actors.encode import Release
+from actors.folders import epoch_of
 from actors.processes import Spec, open_shard
 from actors.publish import ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.shard import Shard, ShardConfig
-from actors.snapshot import epoch_of
 from actors.source import SourceConfig
 from actors.state import StateConfig
 from daemon import servers

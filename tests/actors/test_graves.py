@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.folders import Folder
 from actors.graves import among, forget_neighbours
 from actors.group import Group
-from actors.snapshot import Folder, GroupSnapshot, restore
+from actors.snapshot import GroupSnapshot, restore
 from actors.state import Marks, State
 from schemas.records import OFFSET_BITS, Decoded, Features, Rows, Told, Windows, contributions
 from schemas.stream import EDGE_TYPE, NEIGHBOUR, Shape

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from actors.folders import Folder, folders
 from actors.learn import Learn, Part
 from actors.publish import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
-from actors.snapshot import Folder, folders
 from learning.config import GruConfig, LearnerConfig, ReplayConfig
 from schemas.errors import SnapshotError
 from schemas.records import Windows

@@ -12,12 +12,12 @@ import redis
 import safetensors.torch
 
 from actors.encode import Release, current_release, set_current
+from actors.folders import Folder
 from actors.graphs import in_parts
 from actors.learn import Learn
 from actors.publish import RESIDENT_FILE, Publish, ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
-from actors.snapshot import Folder
 from daemon import servers
 from learning import compatibility, encoders, export
 from learning.config import LearnerConfig

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from actors import quarantine
 from actors.decode import BadRecord, DecodeConfig, Decoder, make_decoder
-from actors.ports import Batch
+from actors.folders import prune
+from actors.ports import Batch, Headers
 from actors.quarantine import KNOWN, MARKER, Quarantine
 from actors.shard import Shard
-from actors.snapshot import prune
 from schemas.records import I64, Decoded
 from tests.actors.messages import ipc
 from tests.fake_sink import MemoryServer
@@ -41,6 +41,7 @@ class Mined(Decoder):
         timestamps_ms: I64,
         keys: Sequence[bytes | None],
         values: Sequence[Any],
+        headers: Sequence[Headers] | None = None,
     ) -> tuple[Decoded, list[BadRecord]]:
         self.sizes.append(len(values))
         if len(self.sizes) in self._kills and len(values) > 1:
@@ -49,7 +50,7 @@ class Mined(Decoder):
             if value is not None and MINE in value:
                 self.ended[value] += 1
                 raise Crashed
-        return self._real.decode(topic_index, offsets, timestamps_ms, keys, values)
+        return self._real.decode(topic_index, offsets, timestamps_ms, keys, values, headers)
 
 
 def message(form: str, number: int, mined: bool) -> tuple[bytes, list[str]]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from actors.encode import current_release, set_current, usable_release
-from actors.snapshot import Folder, GroupSnapshot, newest, restore, write_folder
+from actors.folders import Folder, newest, write_folder
+from actors.snapshot import GroupSnapshot, restore
 from actors.state import State
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest

@@ -56,6 +56,10 @@ def produce(address: str, topic: str, values: list[bytes], **options: Any) -> No
             producer.send(topic, value, partition=0, timestamp_ms=i * 1000)
 
 
+def kafka_producer(address: str) -> kafka.KafkaProducer:
+    return kafka.KafkaProducer(bootstrap_servers=address)
+
+
 def read(source: KafkaSource, count: int, timeout_s: float = 20.0) -> list[bytes | None]:
     out: list[bytes | None] = []
 
@@ -109,6 +113,28 @@ def test_several_topics_make_a_group_of_their_partitions(
         return found == {0: 1, 1: 2}
 
     eventually(both)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_headers_come_where_they_are_wanted(kafka: str, topics: Topics, wanted: bool) -> None:
+    topic, headers = topics(), [("label", b"cat"), ("label", b""), ("time", b"1")]
+    with closing(kafka_producer(kafka)) as producer:
+        producer.send(topic, b"1", headers=headers)
+        producer.send(topic, b"2")
+    with closing(KafkaSource(SourceConfig(kafka, (topic,)), "test", 1, wanted)) as source:
+        source.start(0, None)
+        found: list[Any] = []
+
+        def both() -> bool:
+            for batch in source.poll(100, 0.05):
+                assert batch.headers is None or wanted
+                found.extend(batch.headers or [None] * len(batch.values))
+            return len(found) == 2
+
+        eventually(both)
+    assert [list(h) if h is not None else None for h in found] == (
+        [headers, []] if wanted else [None, None]
+    )
 
 
 # -- what stops it --------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.snapshot import Folder, GroupSnapshot, newest, restore
+from actors.folders import Folder, newest
+from actors.snapshot import GroupSnapshot, restore
 from actors.state import Marks, State, StateConfig, capacity
 from schemas.errors import SettingsError, SnapshotError
 from schemas.published import anchored_window

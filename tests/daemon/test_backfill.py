@@ -18,9 +18,10 @@ import pytest
 import redis
 from rich.console import Console
 
+from actors.folders import Folder, folders, newest
 from actors.partitioner import partition_of
 from actors.shard import Shard
-from actors.snapshot import Folder, folders, newest, restore
+from actors.snapshot import restore
 from actors.state import State
 from daemon.backfill import Backfill
 from daemon.settings import Settings, load

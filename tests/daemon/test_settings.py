@@ -158,7 +158,7 @@ def test_what_is_wrong_is_named(more: str, text: str) -> None:
 REPLACED = {
     "not TOML": ('name = "s"', "name = s", "afresh.toml is not TOML"),
     "no name": ('name = "s"\n', "", "afresh.toml: name is missing. Set it."),
-    "no entity": ('entity = "who"\n', "", "stream.entity is missing. Set it."),
+    "no entity": ('entity = "who"\n', "", "stream.entity is missing: name its path in a record."),
     "bad name": ('name = "s"', 'name = ".."', "name: Expected `str` matching regex"),
     "field type": ('"number"', '"float"', "stream.field[0].type: Invalid enum value 'float'"),
     "no field": (

@@ -29,7 +29,7 @@ FAULTS: dict[str, Callable[[Service, int, int], Outcome]] = {
 
 @pytest.fixture(scope="module")
 def graph(lab: Lab) -> Iterator[Service]:
-    with service(lab.folder / "graph", lab.kafka, lab.redis, topic="graph", graph=True) as found:
+    with service(lab.folder / "graph", lab.kafka, lab.redis, topic="graph", kind="graph") as found:
         yield found
 
 

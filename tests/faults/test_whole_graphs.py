@@ -26,7 +26,7 @@ FAULTS: dict[str, Callable[[Service, int, int], Outcome]] = {
 
 @pytest.fixture(scope="module")
 def graphs(lab: Lab) -> Iterator[Service]:
-    with service(lab.folder / "whole", lab.kafka, lab.redis, topic="whole", whole=True) as found:
+    with service(lab.folder / "whole", lab.kafka, lab.redis, topic="whole", kind="whole") as found:
         yield found
 
 

@@ -1,0 +1,55 @@
+"""Images that are all but the same as one seen lately, by their vectors.
+
+A cosine alone says little: where all images of a stream are alike, all cosines are high. So a pair's is lowered
+by that of the image with those of the seen ones that come next: score normalisation as in SSCD, Pizzi et al. 2022,
+arXiv:2202.10261, section 3.3, with the images seen lately as its background."""
+
+import numpy as np
+
+from schemas.records import F32, Bool
+
+SEEN = 4096  # images
+NEXT = 10  # of the background; the image's own copy is not among them
+LEAST = 64  # images seen before any is judged
+
+
+class Duplicates:
+    """threshold: the normalised score from which on two images are one. D dimensions of unit vectors."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._seen = np.zeros((0, 0), np.float32)  # [SEEN, D]
+        self._count = 0
+
+    def judge(self, vectors: F32, before: F32) -> tuple[Bool, Bool]:
+        """Of N new images: which are copies of one seen lately, and which of their entity's image before.
+
+        vectors, before: [N, D]; `before` is zero where there is none. Those that are no copies count as seen."""
+        near = self._near(vectors)
+        if near is None:
+            none = np.zeros(len(vectors), np.bool_)
+            self._add(vectors)
+            return none, none.copy()
+        usual = near[:, 1:].mean(1)
+        copies = near[:, 0] - usual > self._threshold
+        same = (vectors * before).sum(1) - usual > self._threshold
+        chosen = np.flatnonzero(~copies)  # copies of each other, in one batch, too
+        among = np.triu(vectors[chosen] @ vectors[chosen].T, 1).max(0, initial=-1.0)
+        copies[chosen[among - usual[chosen] > self._threshold]] = True
+        self._add(vectors[~copies])
+        return copies, same
+
+    def _near(self, vectors: F32) -> F32 | None:
+        """Cosines [N, 1 + NEXT] with the nearest ones seen, falling; None while there are too few."""
+        if self._count < LEAST:
+            return None
+        near = vectors @ self._seen[: min(self._count, SEEN)].T
+        near = np.partition(near, -(1 + NEXT), axis=1)[:, -(1 + NEXT) :]
+        return np.asarray(np.sort(near, axis=1)[:, ::-1])
+
+    def _add(self, vectors: F32) -> None:
+        if not self._seen.size:
+            self._seen = np.zeros((SEEN, vectors.shape[1]), np.float32)
+        vectors = vectors[-SEEN:]
+        self._seen[(self._count + np.arange(len(vectors))) % SEEN] = vectors
+        self._count += len(vectors)
