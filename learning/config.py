@@ -14,6 +14,21 @@ from learning.config_base import (
     SliceBase,
     refuse,
 )
+from learning.config_images import (
+    BarlowTwinsConfig,
+    ByolConfig,
+    CassleConfig,
+    DinoConfig,
+    GmmlConfig,
+    ImageObjectives,
+    InstanceConfig,
+    MocoV3Config,
+    SigregConfig,
+    SimclrConfig,
+    SscdConfig,
+    SwavConfig,
+    WMseConfig,
+)
 from schemas.errors import SettingsError
 from schemas.stream import Unit
 
@@ -234,12 +249,14 @@ ObjectiveConfig = (
     | Node2vecConfig
     | EdgePresenceConfig
     | GraphClConfig
+    | ImageObjectives
+    | CassleConfig
 )
 
 FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBase], ...]]] = {
     "events": (
         (GruConfig, LinearRecurrenceConfig),
-        (ColesConfig, VicregConfig, BagConfig, MlemConfig),
+        (ColesConfig, VicregConfig, BagConfig, MlemConfig, CassleConfig),
     ),
     "node": (
         (TemporalAttentionConfig, GraphMixerConfig, GraphMemoryConfig),
@@ -251,9 +268,28 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderBase], ...], tuple[type[ObjectiveBas
             Node2vecConfig,
             EdgePresenceConfig,
             VicregConfig,
+            CassleConfig,
         ),
     ),
-    "graph": ((GraphIsomorphismConfig,), (GraphClConfig,)),
+    "graph": ((GraphIsomorphismConfig,), (GraphClConfig, CassleConfig)),
+    "image": (
+        (),
+        (
+            VicregConfig,
+            BarlowTwinsConfig,
+            SimclrConfig,
+            WMseConfig,
+            ByolConfig,
+            MocoV3Config,
+            DinoConfig,
+            SwavConfig,
+            InstanceConfig,
+            GmmlConfig,
+            SigregConfig,
+            SscdConfig,
+            CassleConfig,
+        ),
+    ),
 }
 """Encoders and objectives of each unit; the first of either is what a graph's settings have by default."""
 
@@ -301,6 +337,11 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in names:
             if names.count(name) > 1:
                 raise refuse("learner.objective", f"{name} twice", "name each objective once")
+        if names == ["cassle"]:
+            needs = (
+                "it keeps what is known and learns nothing new: name another objective beside it"
+            )
+            raise refuse("learner.objective", '"cassle" alone', needs)
         cuts = {
             (o.slices, o.shortest, o.longest) for o in self.objective if isinstance(o, SliceBase)
         }

@@ -29,8 +29,9 @@ ROW_VIEW = ("time_us", "numbers", "categories", "missing")
 FAR_VIEW = ("far_numbers", "far_categories", "far_missing")
 NODE_VIEW = ("node_numbers", "node_categories", "node_missing")
 """Inputs of an encoder: of each row; of each row's far node; of the node itself."""
-Unit: TypeAlias = Literal["events", "node", "graph"]
-"""What is embedded: an entity by its records, a node of the one graph, each of many graphs."""
+Unit: TypeAlias = Literal["events", "node", "graph", "image"]
+"""What is embedded: an entity by its records, a node of the one graph, each of many graphs, an entity by its newest
+images."""
 
 
 class FieldType(StrEnum):
