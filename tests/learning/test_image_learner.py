@@ -200,15 +200,14 @@ def test_it_learns():
             warmup_updates=20,
             held_out_share=0.0,
             ema_decay=0.98,
-            views=ImageViews(scale=(0.5, 1.0)),
+            views=ImageViews(scale=(0.4, 1.0), hue=0.5, grey=0.3, brightness=0.6, contrast=0.6),
         ),
         TimmConfig(dim=16, size=SIDE, width=0.25, stem="half"),
         SHAPE,
     )
     learner.receive(windows_of(made))
     before = neighbours_agree(learner.released(), windows_of(test), label)
-    for _ in range(120):
+    for _ in range(200):
         learner.learn()
     after = neighbours_agree(learner.released(), windows_of(test), label)
-    assert after > before + 0.1, (before, after)
-    assert after > 0.8, (before, after)
+    assert after > max(0.7, before + 0.2), (before, after)
