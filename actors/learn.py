@@ -24,6 +24,7 @@ from actors.folders import Folder, folders, newest, prune, write_file, write_fol
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
+from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from learning.memory_learner import MemoryLearner
@@ -42,7 +43,7 @@ Part = tuple[int, list[int], Windows]
 
 
 def learner_of(config: LearnerConfig, encoder: EncoderConfig, shape: Shape, device: str) -> Learner:
-    make: type[Learner] = GraphLearner if shape.unit == "node" else Learner
+    make: type[Learner] = GraphLearner if shape.unit == "node" else FieldLearner
     if isinstance(encoder, GraphMemoryConfig):
         make = MemoryLearner
     return make(config, encoder, shape, device=device)

@@ -17,8 +17,8 @@ from actors.state import State
 from benchmarks import reference
 from benchmarks.retail import STREAM, load, micro_batches
 from learning.config import ColesConfig, GruConfig, LearnerConfig
+from learning.field_learner import FieldLearner
 from learning.kinds.events import subset
-from learning.learner import Learner
 from schemas.records import F64, I64, Windows
 
 BAR = 3.0
@@ -58,7 +58,9 @@ def made_up(n: int = 4096) -> Windows:
 
 def ours(windows: Windows) -> float:
     """Entities per second of the learner's own loop."""
-    learner = Learner(LearnerConfig(objective=(ColesConfig(slices=5),)), GruConfig(), STREAM.shape)
+    learner = FieldLearner(
+        LearnerConfig(objective=(ColesConfig(slices=5),)), GruConfig(), STREAM.shape
+    )
     for at in range(0, len(windows), 256):
         learner.receive(subset(windows, np.arange(at, min(at + 256, len(windows)))))
     began, before = 0.0, 0

@@ -22,7 +22,7 @@ from benchmarks.items import Item
 from benchmarks.probes import Task, probe
 from learning.compatibility import untrained_vectors
 from learning.config import GraphClConfig, GraphIsomorphismConfig, LearnerConfig
-from learning.learner import Learner
+from learning.field_learner import FieldLearner
 from learning.student import embed
 from schemas.records import F32, F64, I64, Windows
 from schemas.stream import StreamConfig
@@ -139,7 +139,7 @@ def one_pass(
     began = time.process_time()
     decoder = make_decoder(STREAM, DecodeConfig(format="arrow"))
     state = State(STREAM.shape, encoder.window, encoder.state, len(data.label))
-    learner = Learner(msgspec.structs.replace(config, seed=seed), encoder, STREAM.shape)
+    learner = FieldLearner(msgspec.structs.replace(config, seed=seed), encoder, STREAM.shape)
     rng, seen = np.random.default_rng(seed), 0
     for batch in data.batches():
         position = np.array([seen])

@@ -15,7 +15,7 @@ from actors.state import State
 from benchmarks.retail import STREAM, Queries, Retail, cut_offs, micro_batches
 from learning.compatibility import procrustes, rotate
 from learning.config import EncoderConfig, LearnerConfig
-from learning.learner import Learner
+from learning.field_learner import FieldLearner
 from learning.student import embed
 from schemas.records import F32, I64, Rows, Windows, category_hash
 
@@ -49,7 +49,7 @@ def run(
     """`config.updates_per_record` updates per row of the stream, whatever the learner counts as new."""
     decoder = make_decoder(STREAM, DecodeConfig(format="arrow"))
     state = State(STREAM.shape, encoder.window, encoder.state, len(data.names))
-    learner = Learner(config, encoder, STREAM.shape)
+    learner = FieldLearner(config, encoder, STREAM.shape)
     rng = np.random.default_rng(seed)
     sampled = ShardConfig().sample_windows
     out = Pass(np.zeros((len(asked.cut), encoder.dim), np.float32), [])

@@ -17,12 +17,16 @@ class TimmConfig(
     backbone: str = "resnet10t"  # any name of timm.list_models()
     size: Annotated[int, Meta(ge=8, le=1024)] = 32  # side of what the backbone sees
     window: Annotated[int, Meta(ge=1, le=256)] = 1  # newest images of an entity; their mean vector
-    norm: str = "group"  # of a CNN: "group" in place of its BatchNorm, or "own"
-    stem: str = "auto"  # of a ResNet: "small" keeps the resolution, "own", or by the size
+    norm: str = "group"  # of a CNN: "group" in place of its BatchNorm, or "own", which is frozen
+    stem: str = (
+        "auto"  # of a ResNet: "small" keeps the resolution, "half" halves it, "own", by size
+    )
+    width: Annotated[float, Meta(gt=0, le=4)] = 1.0  # of a ResNet: times its channels
+    patch: Annotated[int, Meta(ge=0, le=64)] = 0  # of a ViT: side of a patch; 0: as its name says
     weights: str = ""  # a file of safetensors to begin from
 
     def __post_init__(self) -> None:
-        for key, known in (("norm", ("group", "own")), ("stem", ("auto", "small", "own"))):
+        for key, known in (("norm", ("group", "own")), ("stem", ("auto", "small", "half", "own"))):
             if getattr(self, key) not in known:
                 raise refuse(f"encoder.{key}", repr(getattr(self, key)), f"known are {known}")
 

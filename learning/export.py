@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from learning.contract import View
 from learning.encoders.base import Encoder, RecurrentEncoder
 from learning.inline import check_inline
-from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS, pad
+from learning.kinds import plain
+from learning.kinds.events import ENCODE_INPUTS, STEP_INPUTS
 from schemas.errors import ReleaseError
 from schemas.records import Windows
-from schemas.stream import DIRECTION, FAR_VIEW, NEIGHBOUR, NODE_VIEW, ROW_VIEW
+from schemas.stream import CHANNELS, DIRECTION, FAR_VIEW, NEIGHBOUR, NODE_VIEW, ROW_VIEW
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
@@ -36,7 +37,9 @@ OUTPUTS = {
 EDGES = ("time_us", "numbers", "categories", "missing", "length")  # what `encode` reads of a node
 ENDS = ("time_us", "neighbour", "direction", "length")  # what `score` reads of each of two nodes
 PAIR = ("source_id", "target_id", "now_us")
+PIXELS = "pixels"  # the one input of images
 _BY_ROW = frozenset({*ROW_VIEW, *FAR_VIEW})
+EXAMINED = 64  # images of a batch, at most, that ONNX Runtime is compared with PyTorch on
 _templates: dict[tuple[str, str], onnx.ModelProto] = {}
 
 
@@ -84,6 +87,8 @@ def ends(view: View, side: str) -> View:
 def inputs(graph: str, encoder: Encoder) -> tuple[str, ...]:
     """Names of a graph's inputs, in order; those without columns are left out."""
     shape = encoder.shape
+    if shape.side:
+        return (PIXELS,)
     if graph == "score":
         return (*(f"{side}_{name}" for side in ("source", "target") for name in ENDS), *PAIR)
     gone = set() if shape.numbers else {"numbers"}
@@ -127,10 +132,10 @@ def fresh(encoder: Encoder, graph: str) -> onnx.ModelProto:
     """The graph traced anew; takes seconds."""
     module = _Graph(encoder, graph).eval()
     args = tuple(_example(encoder, module.names, graph).values())
-    free = [{0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for _ in args]
-    for name, axes in zip(module.names, free, strict=True):
-        if not _by_row(name, graph):
-            del axes[1]
+    free = [
+        dict.fromkeys(range(_free_axes(name, graph)), torch.export.Dim.AUTO)
+        for name in module.names
+    ]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations inside the exporter
@@ -151,11 +156,13 @@ def fresh(encoder: Encoder, graph: str) -> onnx.ModelProto:
     return model
 
 
-def _by_row(name: str, graph: str) -> bool:
-    """Whether an input has an axis of rows beside that of the batch."""
+def _free_axes(name: str, graph: str) -> int:
+    """So many of an input's axes are of any length: the batch's, that of rows, height and width of pixels."""
+    if name == PIXELS:
+        return 3
     if graph == "score":
-        return name.endswith(("_time_us", "_neighbour", "_direction"))
-    return graph == "encode" and name in _BY_ROW
+        return 2 if name.endswith(("_time_us", "_neighbour", "_direction")) else 1
+    return 2 if graph == "encode" and name in _BY_ROW else 1
 
 
 def _named(model: onnx.ModelProto, outputs: tuple[str, ...]) -> onnx.ModelProto:
@@ -185,7 +192,7 @@ def swapped(template: onnx.ModelProto, encoder: Encoder) -> onnx.ModelProto:
             if list(array.shape) != list(initialiser.dims):
                 raise ReleaseError(f"{name} is {array.shape}, the graph has {initialiser.dims}.")
             initialiser.CopyFrom(onnx.numpy_helper.from_array(array, initialiser.name))
-    lost = {name for name in state if not name.startswith("log_variance.")} - found
+    lost = {name for name in state if not name.startswith(encoder.unexported)} - found
     if "score" in encoder.graphs:  # each of its graphs holds its own part
         of_pairs = any(name.startswith("pairs.") for name in found)
         lost = {name for name in lost if name.startswith("pairs.") == of_pairs}
@@ -197,7 +204,9 @@ def swapped(template: onnx.ModelProto, encoder: Encoder) -> onnx.ModelProto:
 def parity(encoder: Encoder, graphs: Mapping[str, bytes], windows: Windows) -> float:
     """Largest difference between ONNX Runtime and PyTorch, at ≥ 3 shapes of each graph, and
     between stepping over a window and encoding it. `windows`: some, the longer the better."""
-    view = pad(windows, encoder.config.state)
+    view = plain(windows, encoder)
+    if PIXELS in view:
+        return _pixel_gap(encoder, session(graphs["encode"]), view)
     longest = view["time_us"].shape[1]
     encode, worst = session(graphs["encode"]), 0.0
     for size in sorted({1, 2, min(3, len(windows)), len(windows)}):
@@ -244,6 +253,17 @@ def _encode_gap(encoder: Encoder, encode: ort.InferenceSession, view: View) -> f
     z_BD, _, extra = encoder.eval()(view)
     wanted = [z_BD, extra["state"]] if "state" in extra else [z_BD]
     return max(_gap(g, w) for g, w in zip(run(encode, view), wanted, strict=True))
+
+
+def _pixel_gap(encoder: Encoder, encode: ort.InferenceSession, view: View) -> float:
+    """At several batch sizes, each also with the images cut to another height and width."""
+    worst, pixels = 0.0, view[PIXELS]
+    side = pixels.shape[1]
+    for size in sorted({1, 2, min(3, len(pixels)), min(EXAMINED, len(pixels))}):
+        for height, width in ((side, side), (side // 2 + 1, side - 1), (side, side // 3 + 1)):
+            part = {PIXELS: pixels[:size, :height, :width].contiguous()}
+            worst = max(worst, _encode_gap(encoder, encode, part))
+    return worst
 
 
 @torch.no_grad()
@@ -322,6 +342,8 @@ def _example(encoder: Encoder, names: tuple[str, ...], graph: str) -> View:
         sides = ends(source, "source") | ends(longer, "target")
         return {name: sides.get(name, torch.arange(3)) for name in names}
     b, t, shape = 3, min(5, encoder.config.window), encoder.shape
+    if shape.side:
+        return {PIXELS: torch.zeros(b, 20, 28, CHANNELS, dtype=torch.uint8)}
     at = () if graph == "step" else (t,)
     made = {
         "time_us": torch.arange(b * (t if at else 1)).reshape(b, *at) * 1_000_000,
@@ -346,8 +368,7 @@ def _example(encoder: Encoder, names: tuple[str, ...], graph: str) -> View:
 def _assert_free_axes(model: onnx.ModelProto, graph: str) -> None:
     for value in (*model.graph.input, *model.graph.output):
         axes = value.type.tensor_type.shape.dim
-        want = 2 if _by_row(value.name, graph) else 1
-        frozen = [i for i in range(want) if not axes[i].dim_param]
+        frozen = [i for i in range(_free_axes(value.name, graph)) if not axes[i].dim_param]
         if frozen:
             raise ReleaseError(f"Export froze axis {frozen} of {graph}'s {value.name}.")
 

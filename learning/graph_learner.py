@@ -7,14 +7,15 @@ import torch
 
 from learning import nodes
 from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig
-from learning.config_base import EncoderBase, refuse
+from learning.config_base import refuse
 from learning.contract import Objective
 from learning.edges import SOURCE, TARGET, EdgeReplay, Examples, Store, some
 from learning.encoders.graph import GraphEncoder
+from learning.field_learner import NORMALISER_WINDOWS, FieldLearner
 from learning.held_out import held_out, lowered
 from learning.kinds.events import pad, subset
 from learning.kinds.graph import Graph
-from learning.learner import EVALUATED, NORMALISER_WINDOWS, Learner
+from learning.learner import EVALUATED
 from learning.learner_state import HELD_BYTES
 from learning.nodes import Drawn
 from learning.student import moved
@@ -22,7 +23,7 @@ from schemas.records import Bool, Told, Windows
 from schemas.stream import NEIGHBOUR, Shape
 
 
-class GraphLearner(Learner):
+class GraphLearner(FieldLearner):
     """`receive` takes edges by their source: windows of one row. Held out are nodes: their edges enter the
     adjacency and are scored, but are no example to learn from, nor the nodes negatives."""
 
@@ -45,8 +46,8 @@ class GraphLearner(Learner):
         c, shape, window = self.config.replay, self.shape, self.encoder_config.window
         own = [o for o in self.config.objective if isinstance(o, NextInteractionConfig)]
         self.contrast = own[0] if own else NextInteractionConfig()
-        assert isinstance(self.encoder_config, EncoderBase)
-        self.kind = Graph(self.encoder_config)
+        self._count_fields()
+        self.kind = Graph(self.encoder.config)
         self.replay = EdgeReplay(c, shape, window, self.contrast)
         self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, self.contrast.nodes)
 

@@ -11,22 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learning import encoders, kinds, learner_state, objectives
+from learning import encoders, learner_state, objectives
 from learning.config import EncoderConfig, LearnerConfig
-from learning.config_base import EncoderBase, refuse
+from learning.config_base import refuse
 from learning.contract import Batch, Needs, Objective, Update
 from learning.encoders.base import Encoder
 from learning.held_out import MOST, held_out, lowered
-from learning.kinds.events import pad, subset
+from learning.kinds.events import subset
 from learning.quality import effective_rank, uniformity
-from learning.replay import Replay
-from learning.running import Admission, Moments, clip_bounds
 from learning.student import Student, embed, moved
 from schemas.records import I64, Told, Windows
 from schemas.stream import Shape
 
-NORMALISER_WINDOWS = 64  # of each receive, for the running moments
-RENORMALISE_EVERY = 256  # updates; and after 1, 2, 4, ... before that
 EVALUATED = 1024  # held-out entities at most
 
 
@@ -61,7 +57,11 @@ def due_updates(
 
 
 class Learner:
-    """One stream's learner. Deterministic on a CPU, given seed and windows."""
+    """One stream's learner, whatever its kind. Deterministic on a CPU, given seed and windows."""
+
+    kind: Any
+    replay: Any
+    held: Any
 
     def __init__(
         self,
@@ -81,7 +81,9 @@ class Learner:
         self.rng = np.random.default_rng(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = encoders.build(encoder, shape).to(self.device)
+            self.encoder = encoders.build(encoder, shape)
+            self.encoder.begin()
+            self.encoder.to(self.device)
             parts = own_objectives or [
                 (str(type(o).__struct_config__.tag), o.weight, objectives.build(o, encoder, shape))
                 for o in config.objective
@@ -93,19 +95,16 @@ class Learner:
         if self.needs.variance and not encoder.variance:
             raise refuse("encoder.variance", "false", "an objective learns it: it must be true")
         self.ema = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False).eval()
-        self.moments = Moments(self.encoder.fields.scalar_width)
-        assert isinstance(encoder, EncoderBase)
-        self.admission = Admission(encoder, self.encoder.fields.shape)
         self._remember()
         self.optimizer = self._make_optimizer()
 
     def _remember(self) -> None:
-        """What is learnt from, and what is held out of it."""
-        c, shape, window = self.config.replay, self.shape, self.encoder_config.window
-        assert isinstance(self.encoder_config, EncoderBase)
-        self.kind: Any = kinds.build(shape, self.encoder_config, self.config)
-        self.replay: Any = Replay(c, shape, window)
-        self.held: Any = learner_state.held_store(c, shape, window)
+        """Sets `kind`, `replay` and `held`: how it is looked at, what is learnt from, what is held out of it."""
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, Any]:
+        """What has a state of its own beside modules and optimiser, by its name in the snapshot."""
+        return {"replay": self.replay, "held": self.held}
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         every = [*self.encoder.named_parameters(), *self.objectives.named_parameters()]
@@ -133,16 +132,12 @@ class Learner:
         if not len(windows):
             return 0
         new = self.replay.add(windows, self.rng)
-        n = np.diff(windows.offsets)
-        before_end = np.repeat(windows.offsets[1:], n) - np.arange(len(windows.rows))
-        fresh = before_end <= np.repeat(new, n)
-        rows, own = windows.rows, self.encoder.own_categories
-        self.admission.add(rows.categories[fresh][:, own], rows.missing[fresh][:, own])
-        sample = subset(windows, np.arange(min(NORMALISER_WINDOWS, len(windows))))
-        view = moved(pad(sample, self.encoder_config.state), self.device)
-        self.moments.add(self.encoder.fields, view)
+        self._observe(windows, new)
         self.records += (total := int(new.sum()))
         return total
+
+    def _observe(self, windows: Windows, new: I64) -> None:
+        """Windows were taken in, of which the newest new [B] rows were not seen before."""
 
     def _lower_share(self) -> None:
         c, owners = self.config, self.held.owners()
@@ -229,54 +224,13 @@ class Learner:
             theirs: list[Tensor] = list(self.ema.parameters())
             ours: list[Tensor] = list(self.encoder.parameters())
             torch._foreach_lerp_(theirs, ours, 1.0 - decay)
-        power = self.updates & (self.updates - 1) == 0 and self.updates < RENORMALISE_EVERY
-        if power or self.updates % RENORMALISE_EVERY == 0:
-            self._renormalise()
+        self._updated()
 
-    @torch.no_grad()
-    def _renormalise(self) -> None:
-        """New mean and scale for the features; the functions, and Adam's moments, follow."""
-        mean, scale = (t.to(self.device) for t in self.moments.mean_and_scale())
-        grew, at = self.encoder.fields.renormalise(mean, scale)
-        self.ema.fields.renormalise(mean, scale)
-        adam = self.optimizer.state.get(self.encoder.fields.project.weight)
-        if adam:
-            adam["exp_avg"][:, at] /= grew
-            adam["exp_avg_sq"][:, at] /= grew.square()
+    def _updated(self) -> None:
+        """An update was made."""
 
     def prepare(self) -> None:
-        """Before an update: buckets are admitted; before the first, bounds and normaliser are set."""
-        if self.updates == 0:
-            self._set_bounds()
-        self._admit()
-
-    def _set_bounds(self) -> None:
-        if self.shape.numbers:
-            some = self.windows(EVALUATED, held=False).rows.numbers
-            for fields in (self.encoder.fields, self.ema.fields):
-                fields.low, fields.high = (t.to(self.device) for t in clip_bounds(some))
-        mean, scale = (t.to(self.device) for t in self.moments.mean_and_scale())
-        for fields in (self.encoder.fields, self.ema.fields):
-            fields.mean.copy_(mean)
-            fields.scale.copy_(scale.clamp(min=0.05))
-
-    @torch.no_grad()
-    def _admit(self) -> None:
-        """A bucket admitted (again) starts from a new row, without the moments of the old one."""
-        rows, changed = self.admission.settle()
-        if not changed or not self.encoder.fields.shape.categories:
-            return
-        mask = self.admission.mask().to(self.device)
-        for fields in (self.encoder.fields, self.ema.fields):
-            fields.admitted.copy_(mask)
-        table = self.encoder.fields.embedding.weight
-        values = self.rng.standard_normal((len(rows), table.shape[1]), np.float32) * 0.5
-        at = torch.from_numpy(rows).to(self.device)
-        for weight in (table, self.ema.fields.embedding.weight):
-            weight[at] = torch.from_numpy(values).to(self.device)
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in self.optimizer.state.get(table, {}):
-                self.optimizer.state[table][name][at] = 0.0
+        """Before an update."""
 
     @torch.no_grad()
     def evaluate(self) -> Quality:

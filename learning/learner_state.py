@@ -33,7 +33,7 @@ def save(learner: "Learner") -> tuple[Flat, Meta]:
     for i, parameter in enumerate(learner.parameters):
         for name, value in learner.optimizer.state.get(parameter, {}).items():
             flat[f"optimizer.{i}.{name}"] = value.detach().cpu().clone()
-    for part, thing in _things(learner).items():
+    for part, thing in learner.parts().items():
         flat |= {f"{part}.{k}": v.copy() for k, v in thing.state_dict().items()}
     meta = {
         "format": FORMAT,
@@ -72,7 +72,7 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
                 name: torch.as_tensor(value).clone().to(parameter.device)
                 for name, value in saved.items()
             }
-    for part, thing in _things(learner).items():
+    for part, thing in learner.parts().items():
         thing.load_state_dict({k: np.asarray(v) for k, v in _under(flat, part).items()})
     learner.skipped = dict(meta["skipped"])
     learner.rng.bit_generator.state = _numbers(meta["rng"])
@@ -89,15 +89,6 @@ def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:
 def _modules(learner: "Learner") -> dict[str, torch.nn.Module]:
     parts = {"encoder": learner.encoder, "ema": learner.ema}
     return {**parts, "objectives": learner.objectives}
-
-
-def _things(learner: "Learner") -> dict[str, Any]:
-    return {
-        "replay": learner.replay,
-        "held": learner.held,
-        "moments": learner.moments,
-        "admission": learner.admission,
-    }
 
 
 def _under(flat: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from learning.contract import Output, View
 from learning.encoders.base import Encoder
-from learning.kinds.events import pad, subset
+from learning.kinds import plain
+from learning.kinds.events import subset
 from schemas.records import Windows
 from schemas.stream import NODE_VIEW
 
@@ -45,6 +46,8 @@ class Student:
 
     def _encode(self, view: View) -> Output:
         """Padding costs as much as rows do: short pieces are encoded beside short ones."""
+        if "time_us" not in view:  # images are all alike
+            return self._encoder(view)  # type: ignore[no-any-return]
         size, longest = view["time_us"].shape
         view = self._encoder.prepared(view)
         count = min(self._buckets, size // LEAST)
@@ -85,7 +88,7 @@ def embed(encoder: Encoder, windows: Windows, batch: int = 1024) -> Tensor:
     parts = []
     for start in range(0, len(windows), batch):
         part = subset(windows, np.arange(start, min(start + batch, len(windows))))
-        view = moved(pad(part, encoder.config.state), device)
+        view = moved(plain(part, encoder), device)
         parts.append(Student(encoder, 8, rows=False, frozen=True)(view).z_BD)
     encoder.train(training)
     return torch.cat(parts) if parts else torch.empty(0, encoder.config.dim, device=device)

@@ -14,6 +14,7 @@ from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
 from learning.encoders.graph_memory import GraphMemoryEncoder
 from learning.encoders.graph_mixer import GraphMixerEncoder
 from learning.encoders.gru import GruEncoder
+from learning.encoders.image import TimmEncoder
 from learning.encoders.linear_recurrence import LinearRecurrenceEncoder
 from learning.encoders.temporal_attention import TemporalAttentionEncoder
 from schemas.stream import Shape
@@ -31,5 +32,6 @@ def build(config: EncoderConfig, shape: Shape) -> Encoder:
         return GraphIsomorphismEncoder(shape, config)
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
-    assert not isinstance(config, TimmConfig)
+    if isinstance(config, TimmConfig):
+        return TimmEncoder(shape, config)
     return LinearRecurrenceEncoder(shape, config)

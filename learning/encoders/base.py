@@ -1,24 +1,27 @@
-"""What encoders share: fields in, a vector of unit length out; those of events read the last valid row."""
+"""What encoders share: a vector of unit length comes out; most read fields, those of events the last valid row."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.config_base import EncoderBase
+from learning.config_images import TimmConfig
 from learning.contract import Output, View
 from learning.encoders.fields import Fields, row
 from schemas.stream import Shape
 
 
 class Encoder(nn.Module):
-    """Rows -> a vector. `fields` reads them first, `out` is the last linear layer, which rotations fold into."""
+    """Rows -> a vector. `out` is the last linear layer, which rotations fold into."""
 
-    fields: Fields
+    config: EncoderBase | TimmConfig
     out: nn.Linear
-    own_categories = slice(None)  # the category columns that `fields` reads
     graphs: tuple[str, ...] = ("encode", "step")  # what a release of it holds
+    unexported: tuple[str, ...] = (
+        "log_variance.",
+    )  # weights that its graphs lack, by how they begin
 
-    def __init__(self, shape: Shape, config: EncoderBase) -> None:
+    def __init__(self, shape: Shape, config: EncoderBase | TimmConfig) -> None:
         super().__init__()
         self.shape = shape
         self.config = config
@@ -36,6 +39,9 @@ class Encoder(nn.Module):
             extra = {**extra, "log_variance": variance}
         return Output(F.normalize(self.out(joined), dim=-1), h_BTD, extra)
 
+    def begin(self) -> None:
+        """Takes the weights to begin from, where the settings name some; else those drawn stay."""
+
     def step(self, record: View) -> Output:
         """One more record each, where the encoder is recurrent."""
         raise NotImplementedError
@@ -44,16 +50,24 @@ class Encoder(nn.Module):
         """Logits [P] of pairs of nodes, where the encoder is one of graphs."""
         raise NotImplementedError
 
-    def own(self, view: View) -> View:
-        """The view as `fields` reads it."""
-        return view
-
     def prepared(self, view: View) -> View:
         """With what is computed once for the whole view, before it is cut into buckets."""
         return view
 
 
-class RecurrentEncoder(Encoder):
+class FieldEncoder(Encoder):
+    """One whose rows are read by `fields` first."""
+
+    config: EncoderBase
+    fields: Fields
+    own_categories = slice(None)  # the category columns that `fields` reads
+
+    def own(self, view: View) -> View:
+        """The view as `fields` reads it."""
+        return view
+
+
+class RecurrentEncoder(FieldEncoder):
     """Fields -> layers -> the last row's state beside its features -> a vector of unit length.
 
     The state packs all layers side by side: [B, H], H = layers · hidden."""

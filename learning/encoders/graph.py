@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from learning.config import GraphBase
 from learning.contract import Output, View
-from learning.encoders.base import Encoder
+from learning.encoders.base import FieldEncoder
 from learning.encoders.fields import LEAST_SCALE, Fields, symlog
 from learning.encoders.pair_scorer import PairScorer, repeats, seconds, there
 from schemas.stream import NEIGHBOUR, Shape
@@ -120,7 +120,7 @@ class NodeFields(nn.Module):
         weight[:, : self.numbers] *= scale / self.scale
 
 
-class GraphEncoder(Encoder):
+class GraphEncoder(FieldEncoder):
     """Edges and nodes in, a vector of unit length out; `readout` is what encoders of nodes differ in.
 
     A node without edges or features has a vector too, the same for all. `pairs` scores two nodes: see PairScorer."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from learning.config import GraphIsomorphismConfig
 from learning.contract import Output, View
-from learning.encoders.base import Encoder
+from learning.encoders.base import FieldEncoder
 from learning.encoders.fields import Fields
 from learning.encoders.pair_scorer import there
 from schemas.stream import ENDS, Shape
@@ -36,7 +36,7 @@ class EdgeFields(Fields):
         return torch.cat([self._numbers(view), parallel], -1)
 
 
-class GraphIsomorphismEncoder(Encoder):
+class GraphIsomorphismEncoder(FieldEncoder):
     """Degrees and edges -> `rounds` rounds -> a vector of unit length. A graph without edges has one too."""
 
     graphs = ("encode",)

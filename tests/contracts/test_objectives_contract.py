@@ -13,7 +13,7 @@ from torch import nn
 
 from learning.config import GruConfig, LearnerConfig, MlemConfig, ReplayConfig
 from learning.contract import Needs, Objective
-from learning.learner import Learner
+from learning.field_learner import FieldLearner
 from learning.objectives.mlem import Mlem
 from schemas.errors import SettingsError
 from schemas.stream import Shape
@@ -122,11 +122,11 @@ def next_event() -> Objective:
 FAMILIES = [MaskedTokens, next_event, Instances, Prototypes, Hedged]
 
 
-def learner_of(make) -> Learner:
+def learner_of(make) -> FieldLearner:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         objective = make()
-    return Learner(CONFIG, ENCODER, SHAPE, [("one", 1.0, objective)])
+    return FieldLearner(CONFIG, ENCODER, SHAPE, [("one", 1.0, objective)])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,7 +143,7 @@ def stream():
     return [random_windows(rng, n, SHAPE, 16) for n in (80, 40, 40)]
 
 
-def bits(learner: Learner) -> dict[str, bytes]:
+def bits(learner: FieldLearner) -> dict[str, bytes]:
     return {k: np.asarray(v).tobytes() for k, v in learner.state_dict()[0].items()}
 
 
@@ -209,4 +209,4 @@ def test_computing_the_loss_moves_no_state(make, stream):
 
 def test_what_the_encoder_lacks_is_refused():
     with pytest.raises(SettingsError, match=r"encoder\.variance"):
-        Learner(CONFIG, GruConfig(dim=8, hidden=12), SHAPE, [("hib", 1.0, Hedged())])
+        FieldLearner(CONFIG, GruConfig(dim=8, hidden=12), SHAPE, [("hib", 1.0, Hedged())])

@@ -3,7 +3,7 @@ import torch
 
 from learning.compatibility import untrained_vectors
 from learning.config import GruConfig, LearnerConfig
-from learning.learner import Learner
+from learning.field_learner import FieldLearner
 from learning.student import embed
 from schemas.stream import Shape
 from tests.learning.streams import random_windows
@@ -24,7 +24,7 @@ def test_untrained_vectors_know_the_data_but_saw_no_update():
 def test_prepare_is_what_comes_before_the_first_update():
     windows = random_windows(np.random.default_rng(0), 80, SHAPE, 16)
     config = LearnerConfig(min_entities=2, ema_decay=0.0, learning_rate=1e-12, weight_decay=0.0)
-    learners = [Learner(config, SMALL, SHAPE) for _ in range(2)]
+    learners = [FieldLearner(config, SMALL, SHAPE) for _ in range(2)]
     for learner in learners:
         learner.receive(windows)
     learners[0].prepare()

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from learning.config import ColesConfig, GruConfig, LearnerConfig
+from learning.field_learner import FieldLearner
 from learning.kinds.events import pad, subset
-from learning.learner import Learner
 from schemas.records import Rows, Windows, contributions
 from schemas.stream import Shape
 
@@ -34,7 +34,7 @@ def typed_stream(rng: np.random.Generator) -> tuple[Windows, np.ndarray]:
     return Windows(rows, offsets, totals, rows.time_us[offsets[:-1]], entity), kind
 
 
-def purity(learner: Learner, windows: Windows, kind: np.ndarray) -> float:
+def purity(learner: FieldLearner, windows: Windows, kind: np.ndarray) -> float:
     """Share of the 10 nearest neighbours that are of the entity's own type."""
     with torch.no_grad():
         z = learner.released()(pad(windows, learner.encoder_config.state)).z_BD
@@ -50,7 +50,7 @@ def test_coles_finds_the_types_of_entities():
     config = LearnerConfig(
         objective=(ColesConfig(),), warmup_updates=20, ema_decay=0.98, learning_rate=5e-3
     )
-    learner = Learner(config, GruConfig(dim=16, hidden=24, category_dim=6), Shape(2, 2))
+    learner = FieldLearner(config, GruConfig(dim=16, hidden=24, category_dim=6), Shape(2, 2))
     learner.receive(windows)
     learner._admit()
     before = purity(learner, windows, kind)

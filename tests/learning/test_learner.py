@@ -15,9 +15,10 @@ from learning.config import (
     ReplayConfig,
     VicregConfig,
 )
+from learning.field_learner import FieldLearner
 from learning.held_out import held_out
 from learning.kinds.events import subset
-from learning.learner import Learner, due_updates
+from learning.learner import due_updates
 from learning.running import Admission
 from schemas.errors import SettingsError, SnapshotError
 from schemas.records import Rows, Windows
@@ -48,7 +49,7 @@ def stream() -> list[Windows]:
     return [random_windows(rng, 40, SHAPE, 16) for _ in range(4)]
 
 
-def bits(learner: Learner) -> dict[str, bytes]:
+def bits(learner: FieldLearner) -> dict[str, bytes]:
     flat, _ = learner.state_dict()
     return {k: np.asarray(v).tobytes() for k, v in flat.items()}
 
@@ -60,12 +61,12 @@ def through_files(flat, meta):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_restored_learner_continues_exactly(encoder, stream):
-    a = Learner(CONFIG, encoder, SHAPE)
+    a = FieldLearner(CONFIG, encoder, SHAPE)
     a.receive(stream[0])
     for _ in range(6):
         assert a.learn().skipped == ""
     a.receive(stream[1])
-    b = Learner(CONFIG, encoder, SHAPE)
+    b = FieldLearner(CONFIG, encoder, SHAPE)
     b.load_state_dict(*through_files(*a.state_dict()))
     assert bits(a) == bits(b)
     for windows in stream[2:]:
@@ -79,7 +80,7 @@ def test_a_restored_learner_continues_exactly(encoder, stream):
 
 
 def test_the_same_seed_and_windows_give_the_same_learner(stream):
-    learners = [Learner(CONFIG, ENCODERS[0], SHAPE) for _ in range(2)]
+    learners = [FieldLearner(CONFIG, ENCODERS[0], SHAPE) for _ in range(2)]
     for learner in learners:
         torch.manual_seed(id(learner) % 1000)  # the surroundings' generator does not matter
         for windows in stream:
@@ -89,7 +90,7 @@ def test_the_same_seed_and_windows_give_the_same_learner(stream):
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(stream):
-    learner = Learner(CONFIG, ENCODERS[0], SHAPE)
+    learner = FieldLearner(CONFIG, ENCODERS[0], SHAPE)
     learner.receive(stream[0])
     learner.learn()
     before = bits(learner)
@@ -107,7 +108,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(stream):
 
 
 def test_too_few_entities_are_waited_for(stream):
-    learner = Learner(CONFIG, ENCODERS[0], SHAPE)
+    learner = FieldLearner(CONFIG, ENCODERS[0], SHAPE)
     assert learner.learn() is None
     learner.receive(subset(stream[0], np.arange(5)))
     assert learner.learn() is None
@@ -117,7 +118,7 @@ def test_too_few_entities_are_waited_for(stream):
 def test_held_out_entities_are_never_in_replay():
     rng = np.random.default_rng(3)
     config = LearnerConfig(held_out_share=0.02, held_out_entities=20, min_entities=8)
-    learner = Learner(config, ENCODERS[0], Shape(0, 1))
+    learner = FieldLearner(config, ENCODERS[0], Shape(0, 1))
     for _ in range(6):
         n = 150
         entity = rng.integers(-(2**63), 2**63 - 1, n)
@@ -134,7 +135,7 @@ def test_held_out_entities_are_never_in_replay():
 
 
 def test_what_is_released_are_the_averaged_weights(stream):
-    learner = Learner(CONFIG, ENCODERS[0], SHAPE)
+    learner = FieldLearner(CONFIG, ENCODERS[0], SHAPE)
     learner.receive(stream[0])
     for _ in range(5):
         learner.learn()
@@ -145,7 +146,7 @@ def test_what_is_released_are_the_averaged_weights(stream):
 
 
 def test_forgotten_entities_are_gone(stream):
-    learner = Learner(CONFIG, ENCODERS[0], SHAPE)
+    learner = FieldLearner(CONFIG, ENCODERS[0], SHAPE)
     learner.receive(stream[0])
     learner.forget(stream[0].entity[:30])
     kept = {*learner.replay.owners().tolist(), *learner.held.owners().tolist()}
@@ -153,8 +154,8 @@ def test_forgotten_entities_are_gone(stream):
 
 
 def test_a_snapshot_of_another_encoder_is_refused(stream):
-    learner = Learner(CONFIG, ENCODERS[0], SHAPE)
-    other = Learner(CONFIG, ENCODERS[1], SHAPE)
+    learner = FieldLearner(CONFIG, ENCODERS[0], SHAPE)
+    other = FieldLearner(CONFIG, ENCODERS[1], SHAPE)
     with pytest.raises(SnapshotError, match="encoder"):
         other.load_state_dict(*learner.state_dict())
 
@@ -177,7 +178,7 @@ def test_buckets_are_admitted_when_seen_often_and_leave_when_unseen():
 
 
 def test_a_readmitted_bucket_starts_anew(stream):
-    learner = Learner(CONFIG, ENCODERS[0], SHAPE)
+    learner = FieldLearner(CONFIG, ENCODERS[0], SHAPE)
     learner.receive(stream[0])
     for _ in range(3):
         learner.learn()

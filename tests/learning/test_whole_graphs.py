@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from learning import encoders, export
 from learning.config import AUGMENTATIONS, GraphClConfig, GraphIsomorphismConfig
+from learning.field_learner import FieldLearner
 from learning.held_out import held_out
 from learning.kinds.events import Pieces, columns, pad
 from learning.kinds.whole_graphs import looked, walked
-from learning.learner import Learner
 from learning.objectives.graphcl import graphcl_loss
 from schemas.errors import SettingsError
 from schemas.records import Rows
@@ -248,7 +248,7 @@ def test_graphcl_is_the_papers_formula():
     assert float(graphcl_loss(3 * a, b, tau)) == pytest.approx(total, rel=1e-5)
 
 
-def fed(learner: Learner, rng, steps: int) -> list[float]:
+def fed(learner: FieldLearner, rng, steps: int) -> list[float]:
     out = []
     for i in range(steps):
         learner.receive(random_graphs(rng, 24, first=1 + 24 * i))
@@ -259,7 +259,7 @@ def fed(learner: Learner, rng, steps: int) -> list[float]:
 
 
 def test_a_restored_learner_continues_bit_by_bit():
-    a, b = (Learner(CONFIG, ENCODER, SHAPE) for _ in range(2))
+    a, b = (FieldLearner(CONFIG, ENCODER, SHAPE) for _ in range(2))
     fed(a, np.random.default_rng(8), 5)
     flat, meta = a.state_dict()
     data = safetensors.torch.save({k: torch.as_tensor(v).contiguous() for k, v in flat.items()})
@@ -271,7 +271,7 @@ def test_a_restored_learner_continues_bit_by_bit():
 
 
 def test_a_snapshot_of_a_shape_with_fewer_words_is_taken():
-    a, b = (Learner(CONFIG, ENCODER, SHAPE) for _ in range(2))
+    a, b = (FieldLearner(CONFIG, ENCODER, SHAPE) for _ in range(2))
     flat, meta = a.state_dict()
     node = Shape(1, 1, graph=True)
     del meta["shape"]["session_gap_us"]  # as if it had come later
@@ -281,7 +281,7 @@ def test_a_snapshot_of_a_shape_with_fewer_words_is_taken():
 
 
 def test_held_out_graphs_and_empty_ones_are_not_learnt_from():
-    learner, rng = Learner(CONFIG, ENCODER, SHAPE), np.random.default_rng(10)
+    learner, rng = FieldLearner(CONFIG, ENCODER, SHAPE), np.random.default_rng(10)
     windows = random_graphs(rng, 300)
     learner.receive(windows)
     apart = held_out(windows.entity, learner.share)
@@ -295,7 +295,7 @@ def test_held_out_graphs_and_empty_ones_are_not_learnt_from():
 
 
 def test_a_graph_that_lost_edges_has_no_new_ones():
-    learner, rng = Learner(CONFIG, ENCODER, SHAPE), np.random.default_rng(13)
+    learner, rng = FieldLearner(CONFIG, ENCODER, SHAPE), np.random.default_rng(13)
     learner.share = 0.0
     rows = random_edges(rng, 12)
     for live, new in ((8, 8), (10, 2), (7, 0), (9, 2)):
@@ -305,7 +305,7 @@ def test_a_graph_that_lost_edges_has_no_new_ones():
 
 def test_it_learns_to_tell_graphs_apart():
     """Rings, stars and cliques of several sizes, with looks of a fifth of the edges gone."""
-    rng, learner = np.random.default_rng(11), Learner(CONFIG, undirected(window=32), SHAPE)
+    rng, learner = np.random.default_rng(11), FieldLearner(CONFIG, undirected(window=32), SHAPE)
     losses = []
     for i in range(120):
         parts = []
