@@ -207,7 +207,9 @@ class _Locator:
             )
         kind: type = str
         for name in reversed(self._names):
-            kind = msgspec.defstruct("Object", [("inner", kind | None, None)], rename=[name])  # type: ignore[arg-type]
+            kind = msgspec.defstruct(
+                "Object", [("inner", kind | None, None)], rename={"inner": name}
+            )
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
 
     def uri(self, value: bytes) -> str:
