@@ -14,7 +14,22 @@ from learning.config_base import (
     SliceBase,
     refuse,
 )
-from learning.config_images import TimmConfig
+from learning.config_images import (
+    BarlowTwinsConfig,
+    ByolConfig,
+    CassleConfig,
+    DinoConfig,
+    GmmlConfig,
+    ImageObjectives,
+    InstanceConfig,
+    MocoV3Config,
+    SigregConfig,
+    SimclrConfig,
+    SscdConfig,
+    SwavConfig,
+    TimmConfig,
+    WMseConfig,
+)
 from schemas.errors import SettingsError
 from schemas.stream import Unit
 
@@ -236,12 +251,14 @@ ObjectiveConfig = (
     | Node2vecConfig
     | EdgePresenceConfig
     | GraphClConfig
+    | ImageObjectives
+    | CassleConfig
 )
 
 FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveBase], ...]]] = {
     "events": (
         (GruConfig, LinearRecurrenceConfig),
-        (ColesConfig, VicregConfig, BagConfig, MlemConfig),
+        (ColesConfig, VicregConfig, BagConfig, MlemConfig, CassleConfig),
     ),
     "node": (
         (TemporalAttentionConfig, GraphMixerConfig, GraphMemoryConfig),
@@ -253,10 +270,28 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveB
             Node2vecConfig,
             EdgePresenceConfig,
             VicregConfig,
+            CassleConfig,
         ),
     ),
-    "graph": ((GraphIsomorphismConfig,), (GraphClConfig,)),
-    "image": ((TimmConfig,), (VicregConfig,)),
+    "graph": ((GraphIsomorphismConfig,), (GraphClConfig, CassleConfig)),
+    "image": (
+        (TimmConfig,),
+        (
+            VicregConfig,
+            BarlowTwinsConfig,
+            SimclrConfig,
+            WMseConfig,
+            ByolConfig,
+            MocoV3Config,
+            DinoConfig,
+            SwavConfig,
+            InstanceConfig,
+            GmmlConfig,
+            SigregConfig,
+            SscdConfig,
+            CassleConfig,
+        ),
+    ),
 }
 """Encoders and objectives of each unit; the first of either is the default where a stream is not of events."""
 
@@ -304,6 +339,11 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in names:
             if names.count(name) > 1:
                 raise refuse("learner.objective", f"{name} twice", "name each objective once")
+        if names == ["cassle"]:
+            needs = (
+                "it keeps what is known and learns nothing new: name another objective beside it"
+            )
+            raise refuse("learner.objective", '"cassle" alone', needs)
         cuts = {
             (o.slices, o.shortest, o.longest) for o in self.objective if isinstance(o, SliceBase)
         }

@@ -23,7 +23,9 @@ Update: TypeAlias = dict[str, Tensor]
 @dataclass(frozen=True, slots=True)
 class Batch:
     """views: "slices" (S per entity, side by side), "window", "masked" (of the window),
-    "next" (a sequence whose next rows are predicted). index: entity_B, record_B (one record of
+    "next" (a sequence whose next rows are predicted); of images
+    also "small" (K crops per entity, side by side; small_owner_M) and "mixed" (mixed_first_B,
+    mixed_second_B, mixed_weight_B). index: entity_B, record_B (one record of
     the stream), time_B (µs), and owner_M, the entity 0..B-1 of each slice. pairs: positives as
     two rows of "slices". now_us: stream time. What graphs have beside these: see kinds/graph.py."""
 
@@ -62,6 +64,14 @@ class Needs(NamedTuple):
     returns: float = 1.0  # p of node2vec,
     onward: float = 1.0  # and its q
     others: int = 0  # nodes beside them, by their degree
+    # Of images:
+    small: int = 0  # small crops per image, in "small"
+    patches: float = 0.0  # share of the patches hidden in "masked", which are the looks of "slices"
+    mixed: bool = False  # "mixed": looks mixed of two images each
+    # Of any kind:
+    previous: bool = (
+        False  # the teacher is the encoder of the last release; None before there is one
+    )
 
     @property
     def nodes(self) -> bool:
@@ -83,7 +93,7 @@ class Needs(NamedTuple):
             masked=max((n.masked for n in every), default=0.0),
             teacher=any(n.teacher for n in every),
             variance=any(n.variance for n in every),
-            rows=any(n.rows or n.following or n.masked for n in every),
+            rows=any(n.rows or n.following or n.masked or n.patches for n in every),
             edges=any(n.edges for n in every),
             hidden=max((n.hidden for n in every), default=0.0),
             bandwidth=max((n.bandwidth for n in every), default=0.0),
@@ -91,6 +101,10 @@ class Needs(NamedTuple):
             returns=way.returns,
             onward=way.onward,
             others=max((n.others for n in every), default=0),
+            small=max((n.small for n in every), default=0),
+            patches=max((n.patches for n in every), default=0.0),
+            mixed=any(n.mixed for n in every),
+            previous=any(n.previous for n in every),
         )
 
 

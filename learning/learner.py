@@ -95,6 +95,7 @@ class Learner:
         if self.needs.variance and not encoder.variance:
             raise refuse("encoder.variance", "false", "an objective learns it: it must be true")
         self.ema = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False).eval()
+        self.previous: Encoder | None = None  # of the last release, for those that learn from it
         self._remember()
         self.optimizer = self._make_optimizer()
 
@@ -205,7 +206,11 @@ class Learner:
             buckets, rows = self.config.bucket_views, self.needs.rows
             see = Student(student, buckets, rows=rows)
             teach = Student(self.ema, buckets, rows=rows, frozen=True)
-            done = [objective(see, teach, batch) for objective in self.objectives]
+            last = self.previous and Student(self.previous, buckets, rows=rows, frozen=True)
+            done = []
+            for objective in self.objectives:
+                assert isinstance(objective, Objective)
+                done.append(objective(see, last if objective.needs.previous else teach, batch))
         return [loss.float() for loss, _ in done], [update for _, update in done]
 
     def _apply(self, updates: Sequence[Update], sequences: int) -> None:

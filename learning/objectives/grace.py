@@ -1,11 +1,11 @@
 """GRACE: two views of a node agree, while all other nodes, in either view, repel."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.config import GraceConfig
 from learning.contract import Batch, Encode, Needs, Objective, Update
+from learning.objectives.simclr import nt_xent, relations
 
 
 def grace_loss(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
@@ -13,15 +13,9 @@ def grace_loss(a_BD: Tensor, b_BD: Tensor, temperature: float) -> Tensor:
 
     a_BD, b_BD: projected vectors, row by row of one node. Returns a scalar.
     Source: GRACE, Zhu et al. 2020, arXiv:2006.04131, equation 1."""
-    a, b = F.normalize(a_BD, dim=1), F.normalize(b_BD, dim=1)
-    between = a @ b.T / temperature
-    itself = torch.eye(len(a), dtype=torch.bool, device=a.device)
-    losses = []
-    for own, across in ((a, between), (b, between.T)):
-        within = (own @ own.T / temperature).masked_fill(itself, -torch.inf)
-        every = torch.logsumexp(torch.cat([across, within], 1), 1)
-        losses.append((every - across.diagonal()).mean())
-    return torch.stack(losses).mean()
+    node = torch.arange(len(a_BD), device=a_BD.device).repeat(2)
+    positive, negative = relations(node, node)
+    return nt_xent(torch.cat([a_BD, b_BD]), positive, negative, temperature)
 
 
 class Grace(Objective):

@@ -1,13 +1,15 @@
-"""VICReg: two slices of an entity agree, while each dimension varies and none repeats another."""
+"""VICReg: two slices of an entity, or looks at an image, agree; each dimension varies and none repeats another."""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from learning.config import VicregConfig
 from learning.contract import Batch, Encode, Needs, Objective, Update
+from learning.objectives.heads import float32, mlp
 
 
+@float32
 def vicreg_loss(a_BD: Tensor, b_BD: Tensor, weights: tuple[float, float, float]) -> Tensor:
     """Weighted invariance, variance and covariance of two views of B ≥ 2 entities.
 
@@ -27,18 +29,14 @@ def vicreg_loss(a_BD: Tensor, b_BD: Tensor, weights: tuple[float, float, float])
 
 
 class Vicreg(Objective):
-    """`name = "vicreg"`: an expander of two layers, thrown away at release.
-
-    LayerNorm stands where the paper has BatchNorm: in a stream its statistics would drift."""
+    """`name = "vicreg"`: an expander of two layers, thrown away at release. Slices are of events, of a
+    node's edges, or looks at an image."""
 
     def __init__(self, config: VicregConfig, dim: int) -> None:
         super().__init__()
         self.config = config
         self.needs = Needs(config.slices, config.shortest, config.longest)
-        n = config.expander
-        self.expander = nn.Sequential(
-            nn.Linear(dim, n), nn.LayerNorm(n), nn.ReLU(), nn.Linear(n, n)
-        )
+        self.expander = mlp(dim, config.expander, config.expander)
 
     def forward(self, student: Encode, _teacher: Encode, batch: Batch, /) -> tuple[Tensor, Update]:
         y_MD = self.expander(student(batch.views["slices"]).z_BD).float()
