@@ -2,7 +2,7 @@
 
 A message's key is the entity, its value the file of an image, or a JSON object with the URI of one; time and
 label are headers. Threads decode, side by side: Pillow lets go of the interpreter while it decodes and resizes.
-Memory: each thread has one image at full size, up to 16 bytes a pixel (WebP; PNG 8, a progressive JPEG 6, a
+Memory: each thread has one image at full size, up to 16 bytes a pixel (WebP; PNG 12, a progressive JPEG 6, a
 plain JPEG next to nothing), so threads · 16 · max_pixels at most; beside that a fetched file for each of
 `fetches`, and the rows themselves."""
 
