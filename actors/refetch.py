@@ -90,7 +90,9 @@ class Refetch:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _get(self, uris: Sequence[str]) -> Found:
-        return [self._opened(found) for found in self._fetcher.get(uris)]
+        # as they come: of the files no more than `fetches` are held
+        found = {at: self._opened(data) for at, data in self._fetcher.each(uris)}
+        return [found[at] for at in range(len(uris))]
 
     def _opened(self, found: bytes | Rejected) -> U8 | Rejected:
         if isinstance(found, Rejected):

@@ -107,7 +107,7 @@ def test_what_lies_below_a_root_is_fetched(uri: str) -> None:
         "simplecache::s3://bucket/photos/a", "s3://bucket/photos/a::file:///etc/passwd",
         "zip://a::s3://bucket/photos/b", "s3://user:hunter2@bucket/photos/a", "s3://..",
         "file://data/a", "file://localhost/data/a", "file:///data/../etc/passwd", "file:///etc/passwd",
-        "s3://bucket/photos/" + "ä" * (URI_BYTES // 2), "s3://bucket/photos/\ud800/../a",
+        "s3://bucket/photos/" + "ä" * (URI_BYTES // 2), "s3://bucket/photos/\ud800",
     ],
 )  # fmt: skip
 def test_all_else_is_refused(uri: str) -> None:
