@@ -2,7 +2,7 @@
 
 A message's key is the entity, its value the file of an image, or a JSON object with the URI of one; time and
 label are headers. Threads decode, side by side: Pillow lets go of the interpreter while it decodes and resizes.
-Memory: each thread has one image at full size, up to 16 bytes a pixel (WebP; PNG 8, a progressive JPEG 6, a
+Memory: each thread has one image at full size, up to 16 bytes a pixel (WebP; PNG 12, a progressive JPEG 6, a
 plain JPEG next to nothing), so threads · 16 · max_pixels at most; beside that a fetched file for each of
 `fetches`, and the rows themselves."""
 
@@ -48,6 +48,7 @@ class ImageDecoder(Decoder):
         self.fetcher = Fetcher(stream.image) if stream.image.uri_roots else None
         self._pool: ThreadPoolExecutor | None = None
         self._pulling = threading.Lock()
+        self._at_once = threading.BoundedSemaphore(stream.image.threads)
         self.done = 0
 
     def decode(
@@ -73,7 +74,8 @@ class ImageDecoder(Decoder):
                 entities[at] = self._entity_of(keys[at], what)
                 if value is None:
                     continue
-                self._read_headers(rows, at, headers[at] if headers is not None else ())
+                said = headers[at] if headers is not None else ()
+                self._read_headers(rows, at, said, int(timestamps_ms[at]))
                 found = self._file_or_uri(value)
             except Rejected as why:
                 wrong[at] = why
@@ -95,9 +97,11 @@ class ImageDecoder(Decoder):
         return decoded, bad
 
     def pixels(self, data: bytes) -> U8:
-        """Of an image's file: [S·S·3]. Raises Rejected, and nothing else, where there are none."""
+        """Of an image's file: [S·S·3]. Raises Rejected, and nothing else, where there are none. Any thread may ask:
+        no more than `threads` images are there at full size, whoever asks."""
         try:
-            return shrunk(checked(data, self._image), self._image.side)
+            with self._at_once:
+                return shrunk(checked(data, self._image), self._image.side)
         except Rejected:
             raise
         except DecompressionBombError:
@@ -114,15 +118,18 @@ class ImageDecoder(Decoder):
 
     # -- what a message says ----------------------------------------------------------------------
 
-    def _read_headers(self, rows: ImageRows, at: int, headers: Headers) -> None:
+    def _read_headers(self, rows: ImageRows, at: int, headers: Headers, stamp_ms: int) -> None:
         """Time and label; of a header that is there twice, the last."""
         named = dict(headers)
         said = named.get(self._time)
         if said is not None:
             rows.time_us[at] = self._time_of(said)
-        elif rows.time_us[at] <= 0:
+        elif stamp_ms <= 0:
             reason = f"no header {self._time!r}, and no timestamp of Kafka's"
             raise Rejected("missing_time", reason)
+        elif stamp_ms >= LIMIT_US // 1000:
+            reason = f"no header {self._time!r}, and Kafka's timestamp does not fit 2^53 µs"
+            raise Rejected("bad_time", reason)
         label = named.get(self._image.label)
         if label is not None:
             rows.categories[at, LABEL], rows.missing[at, LABEL] = category_hash(label), False
@@ -207,7 +214,9 @@ class _Locator:
             )
         kind: type = str
         for name in reversed(self._names):
-            kind = msgspec.defstruct("Object", [("inner", kind | None, None)], rename=[name])  # type: ignore[arg-type]
+            kind = msgspec.defstruct(
+                "Object", [("inner", kind | None, None)], rename={"inner": name}
+            )
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
 
     def uri(self, value: bytes) -> str:

@@ -210,7 +210,9 @@ def allowed(uri: str, roots: Sequence[str]) -> str:
     first, *parts = uri.partition("://")[2].split("/")
     if odd := _ODD.search(uri):
         why = f"{odd[0]!r} in it"
-    elif len(uri.encode(errors="replace")) > URI_BYTES:
+    elif any("\ud800" <= sign <= "\udfff" for sign in uri):
+        why = "half a character in it"
+    elif len(uri.encode()) > URI_BYTES:
         why = f"more than {URI_BYTES} bytes"
     elif "@" in first:
         why = "a user in it; credentials come from the daemon's environment"

@@ -33,11 +33,12 @@ def in_parts(windows: Windows, state: int, run: Callable[["View"], Any]) -> "Ten
     """Vectors [B, D] of many windows, a few hundred at a time."""
     import torch
 
-    from learning.kinds.events import pad, subset
+    from learning.kinds import plain
+    from learning.kinds.events import subset
 
     order = np.argsort(np.diff(windows.offsets), kind="stable")  # like lengths together
     found = [
-        torch.as_tensor(run(pad(subset(windows, at), state)))
+        torch.as_tensor(run(plain(subset(windows, at), state)))
         for at in np.split(order, np.arange(256, len(order), 256))
         if len(at)
     ]

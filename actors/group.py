@@ -15,6 +15,7 @@ from actors import images
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
+from actors.encode import Release
 from actors.folders import Folder, folders, newest
 from actors.graves import Buried, forget_neighbours
 from actors.images import Images
@@ -23,6 +24,8 @@ from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
+from actors.refetch import MOST as FETCHED
+from actors.refetch import Refetch
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import GroupSnapshot, restore
 from actors.state import State, Touched
@@ -58,6 +61,7 @@ class Group:
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
     buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
     images: Images | None = None  # of a stream of images
+    refetch: Refetch | None = None  # ... that keeps their URIs
     news: News = field(default_factory=News)  # what is said of nodes of a graph
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
@@ -305,6 +309,9 @@ class Group:
         """Up to `most` owed entities, the most recently touched first, encoded by the current release."""
         assert releases.current is not None
         state = self.state
+        if self.refetch is not None and self.refetch.busy:
+            slots = self.refetch.end(state, releases.current)
+            return None if slots is None else self._owed_images(slots, releases.current)
         while True:
             if not len(self.queue):
                 owed = np.flatnonzero(state.owed[: len(state.names)])
@@ -313,13 +320,25 @@ class Group:
                 self.queue = self.next_owed(owed)
             slots, self.queue = self.queue[:most], self.queue[most:]
             slots = slots[state.owed[slots]]
-            if len(slots) and self.images is None:
+            if self.images is not None and len(slots):
+                return self._owed_images(slots, releases.current)
+            if len(slots):
                 vectors = encode_anew(state, slots, releases.current)
                 return slots, self._vectors(slots, vectors, state.tag[slots])
-            if len(slots):
-                state.owed[slots] = False  # also of those that have no vector yet
-                slots, vectors, release, _ = images.encode_anew(state, slots, releases.current)
-                return slots, self._vectors(slots, vectors, release)
+
+    def _owed_images(self, slots: I64, release: Release) -> tuple[I64, Vectors] | None:
+        """As `owed`; None where all of them have first to be fetched."""
+        state = self.state
+        if self.refetch is not None:
+            fetch = self.refetch.wanted(state, slots, release.number)
+            if fetch.any():
+                self.refetch.begin(state, slots[fetch][:FETCHED], release.number)
+                slots = slots[~fetch]
+                if not len(slots):
+                    return None
+        state.owed[slots] = False  # also of those that have no vector yet
+        slots, vectors, made_by, _ = images.encode_anew(state, slots, release)
+        return slots, self._vectors(slots, vectors, made_by)
 
     def next_owed(self, owed: I64) -> I64:
         """Whom to pay next, the most recently touched first. Of very many half are those whose turn it is: where
@@ -369,7 +388,12 @@ class Group:
     def paid(self, slots: I64, deletions: list[str], current: int) -> None:
         """Redis gets these. Vectors of an older release stay owed: the current one is still to reach them, but
         for images, which were encoded again if they could be."""
-        self.state.owed[slots] = (self.state.tag[slots] != current) & (self.images is None)
+        if self.images is None:
+            self.state.owed[slots] = self.state.tag[slots] != current
+        elif self.refetch is None:
+            self.state.owed[slots] = False
+        else:
+            self.state.owed[slots] = self.refetch.wanted(self.state, slots, current)
         for name in deletions:
             self.owed_deletions.pop(name, None)
 
@@ -390,6 +414,8 @@ class Group:
         if self.images is not None and self.state.shape.keep == "nothing":
             stale &= self.state.tag[:n] == 0  # there is nothing to encode again
         self.state.owed[:n] |= resident & (stale | (not known))
+        if self.refetch is not None:
+            self.refetch.forget()
         self.swap = swap
         self.queue = np.zeros(0, np.int64)
 

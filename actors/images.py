@@ -112,7 +112,7 @@ def encode_anew(state: State, slots: I64, release: Release) -> tuple[I64, F32, I
     return slots[has], vectors[has], made_by[has], anew
 
 
-def _newest_first(state: State, slots: I64) -> tuple[I64, Bool]:
+def newest_first(state: State, slots: I64) -> tuple[I64, Bool]:
     """Places [M, T] in each slot's ring, and which hold an image."""
     step = np.arange(state.window)
     at = (state.placed[slots][:, None] - 1 - step) % state.window
@@ -122,7 +122,7 @@ def _newest_first(state: State, slots: I64) -> tuple[I64, Bool]:
 def _encode_kept(state: State, slots: I64, release: Release) -> int:
     rows = state.rows
     assert isinstance(rows, ImageRows)
-    at, valid = _newest_first(state, slots)
+    at, valid = newest_first(state, slots)
     stale = valid & (rows.release[slots[:, None], at] != release.number)
     which = np.repeat(slots, stale.sum(1)), at[stale]
     if len(which[0]):
@@ -136,7 +136,7 @@ def means(state: State, slots: I64) -> tuple[F32, I64]:
     release [M]: the one of the newest image that has a vector; 0 where none has."""
     rows = state.rows
     assert isinstance(rows, ImageRows)
-    at, valid = _newest_first(state, slots)
+    at, valid = newest_first(state, slots)
     release = np.where(valid, rows.release[slots[:, None], at], 0)
     line = np.arange(len(slots))
     first = np.argmax(release > 0, axis=1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from actors.decode import DecodeConfig, make_decoder
+from actors.decode import DecodeConfig, Decoder, make_decoder
 from actors.embed import Releases
 from actors.group import Group
 from actors.images import Images
@@ -25,6 +25,7 @@ from actors.publish import Publish, ReleaseConfig
 from actors.quarantine import Quarantine
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
+from actors.refetch import Refetch
 from actors.shard import Ports, Shard, ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from actors.state import StateConfig, capacity
@@ -207,8 +208,21 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         mirror,
     )
     skew_us = spec.source.max_skew_us(spec.stream.nodes)
-    images = Images(spec.stream.image, shape) if spec.stream.images else None
+    images = images_of(spec.stream, opened, ports.decoder)
     return Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
+
+
+def images_of(stream: StreamConfig, groups: list[Group], decoder: Decoder) -> Images | None:
+    """What a shard of images has beside its groups, which get what fetches theirs again."""
+    if not stream.images:
+        return None
+    from actors.decode_images import ImageDecoder
+
+    assert isinstance(decoder, ImageDecoder)
+    if stream.shape.kept_uri and decoder.fetcher is not None:
+        for group in groups:
+            group.refetch = Refetch(decoder.fetcher, decoder.pixels)
+    return Images(stream.image, stream.shape)
 
 
 class LearnProcess(Worker):

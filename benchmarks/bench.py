@@ -15,7 +15,17 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cas, freshness, graph_bench, growing, learner, releases, shard_path, sizes
+from benchmarks import (
+    cas,
+    freshness,
+    graph_bench,
+    growing,
+    image_decode,
+    learner,
+    releases,
+    shard_path,
+    sizes,
+)  # fmt: skip
 from benchmarks.apart import apart
 from benchmarks.items import Item, at_least, shown
 from daemon import servers
@@ -50,6 +60,7 @@ class Bench:
             "state": lambda: apart(sizes.memory),
             "growing": lambda: apart(growing.measure) + apart(growing.roomy),
             "learner": lambda: apart(_learner),
+            "image-decode": lambda: apart(image_decode.measure),
             "graph-learner": graph_bench.learner,
             "graph-state": lambda: apart(graph_bench.memory),
             "graph-path": lambda: apart(graph_bench.path, *self.servers()),

@@ -67,6 +67,11 @@ class Backfill:
                 f'stream.kind is "graph" and the stream has {groups} partitions: their groups learn of each '
                 "other's edges through Kafka, which files do not pass. Produce the history into the topic."
             )
+        if settings.stream.images:
+            raise SettingsError(
+                'stream.kind is "image", and files have records of events and edges alone. Produce the history into '
+                "the topic: JSON with URIs will do."
+            )
         positions = self._positions(groups)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())

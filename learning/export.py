@@ -204,7 +204,7 @@ def swapped(template: onnx.ModelProto, encoder: Encoder) -> onnx.ModelProto:
 def parity(encoder: Encoder, graphs: Mapping[str, bytes], windows: Windows) -> float:
     """Largest difference between ONNX Runtime and PyTorch, at ≥ 3 shapes of each graph, and
     between stepping over a window and encoding it. `windows`: some, the longer the better."""
-    view = plain(windows, encoder)
+    view = plain(windows, encoder.config.state)
     if PIXELS in view:
         return _pixel_gap(encoder, session(graphs["encode"]), view)
     longest = view["time_us"].shape[1]

@@ -93,7 +93,7 @@ def embed(encoder: Encoder, windows: Windows, batch: int = 1024) -> Tensor:
     parts = []
     for start in range(0, len(windows), batch):
         part = subset(windows, np.arange(start, min(start + batch, len(windows))))
-        view = moved(plain(part, encoder), device)
+        view = moved(plain(part, encoder.config.state), device)
         parts.append(Student(encoder, 8, rows=False, frozen=True)(view).z_BD)
     encoder.train(training)
     return torch.cat(parts) if parts else torch.empty(0, encoder.config.dim, device=device)

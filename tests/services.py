@@ -14,6 +14,7 @@ from actors.folders import epoch_of, write_folder
 from actors.graphs import described, files, of_stream
 from actors.group import Group
 from actors.ports import LearnerPort
+from actors.processes import images_of
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
 from actors.state import State
@@ -103,6 +104,7 @@ def make_shard(
         learner,
     )
     config = config or ShardConfig(snapshot_every_s=1e-9)
+    more.setdefault("images", images_of(stream, groups, ports.decoder))
     return Shard(config, groups, ports, **more)  # type: ignore[arg-type]
 
 

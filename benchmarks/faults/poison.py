@@ -2,10 +2,12 @@
 
 import json
 import random
+import struct
 from typing import Any
 
 from benchmarks.faults.outcome import Outcome, compare, letters
 from benchmarks.faults.service import Service, until
+from benchmarks.faults.streams import image
 
 EACH = 99
 """Good records to a bad one."""
@@ -63,12 +65,37 @@ def _with(key: str, value: bytes) -> bytes:
     return b"{" + b", ".join(parts) + b"}"
 
 
+def sorts_of_images(rng: random.Random) -> dict[str, bytes]:
+    """One of each, for a stream of images."""
+    good, pick = image(rng), rng.choice
+    size = good.index(b"IHDR") + 4
+    wide = (
+        good[:size] + struct.pack(">II", *pick(((60_000, 60_000), (30_000, 1)))) + good[size + 8 :]
+    )
+    return {
+        "empty": b"",
+        "bytes": rng.randbytes(rng.randrange(1, 200)),
+        "truncated": good[: rng.randrange(9, len(good) - 20)],
+        "a bit flipped": good[: size + 20] + bytes([good[size + 20] ^ 255]) + good[size + 21 :],
+        "too many pixels": wide,
+        "20 MB": good + b"\0" * (20 << 20),
+        "a page": b"<!DOCTYPE html><html></html>",
+        "a drawing": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "a GIF": b"GIF89a" + rng.randbytes(40),
+        "a TIFF": b"II*\0" + rng.randbytes(40),
+        "a URI": b'{"uri": "file:///etc/passwd"}',
+        "no URI": b"{}",
+        "not JSON": b'{"uri": ',
+    }
+
+
 def poisoned(of: Service, rounds: int, seed: int) -> Outcome:
     """In each round one of every sort among good ones; each must be a dead letter, and no other record."""
     rng, outcome = random.Random(seed), Outcome("1% poison", rounds)
     with of.watched():
         for _ in range(rounds):
-            bad = list(sorts(rng).values())
+            made = sorts_of_images if of.kind == "images" else sorts
+            bad = list(made(rng).values())
             rng.shuffle(bad)
             for value in bad:
                 before = rng.randrange(EACH)

@@ -1,7 +1,6 @@
 """Kinds of streams whose entities have windows of their own, by the shape; nodes have learning.graph_learner."""
 
 import math
-from typing import TYPE_CHECKING
 
 from learning.config import GraphClConfig, LearnerConfig
 from learning.config_base import EncoderBase
@@ -10,9 +9,6 @@ from learning.kinds.events import Events, pad, tensors
 from learning.kinds.whole_graphs import WholeGraphs
 from schemas.records import ImageRows, Windows
 from schemas.stream import CHANNELS, Shape
-
-if TYPE_CHECKING:
-    from learning.encoders.base import Encoder
 
 
 def build(shape: Shape, encoder: EncoderBase, learner: LearnerConfig) -> Kind:
@@ -23,11 +19,12 @@ def build(shape: Shape, encoder: EncoderBase, learner: LearnerConfig) -> Kind:
     return WholeGraphs(encoder, looks[0] if looks else GraphClConfig())
 
 
-def plain(windows: Windows, encoder: "Encoder") -> View:
-    """Whole windows as the encoder reads them when it serves, on the CPU: padded rows, or pixels."""
+def plain(windows: Windows, state: int) -> View:
+    """Whole windows as an encoder reads them when it serves, on the CPU: padded rows, or pixels. state: width of
+    what recurs in it, which starts at zero."""
     if isinstance(windows.rows, ImageRows):
         return pixels_view(windows)
-    return pad(windows, encoder.config.state)
+    return pad(windows, state)
 
 
 def pixels_view(windows: Windows) -> View:

@@ -15,7 +15,7 @@ from schemas.records import Told, Windows
 from schemas.stream import ImageConfig, StreamConfig
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
-from tests.images import DIM, STREAM, image, make_release, mean, pixels, vector
+from tests.images import DIM, STREAM, image, make_release, mean, pixels, png, vector
 from tests.services import adopt, deletion, make_shard, settle
 
 RED, GREEN, BLUE, GREY = (200, 20, 10), (10, 190, 30), (5, 15, 210), (90, 91, 92)
@@ -58,10 +58,9 @@ class Lab:
         self.shard = self.open()
 
     def open(self) -> Shard:
-        images = Images(self.stream.image, self.stream.shape)
         shard = make_shard(
             self.folder, self.source, self.server, self.restarts, ShardConfig(snapshot_every_s=1e-9),
-            stream=self.stream, sizes=(self.window, DIM, 512), images=images, learner=self.learner,
+            stream=self.stream, sizes=(self.window, DIM, 512), learner=self.learner,
         )  # fmt: skip
         self.restarts += 1
         return shard
@@ -139,6 +138,35 @@ def test_of_what_is_not_kept_the_release_tells(tmp_path: Path) -> None:
     assert all(
         g.stats(0, 0.0, paused=False).oldest_release == 0 for g in lab.shard.groups.values()
     ), "what can not be encoded again holds no release up"
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_new_release_fetches_images_again(tmp_path: Path, window: int) -> None:
+    """Beside the stream; of what cannot be had the release tells."""
+    files = {"red": RED, "green": GREEN, "blue": BLUE}
+    for name, colour in files.items():
+        (tmp_path / f"{name}.png").write_bytes(png(colour))
+    root = f"file://{tmp_path}/"
+    image_keys: dict[str, Any] = {"keep": "uri", "uri_roots": (root,), "fetch_tries": 1}
+    lab = Lab(tmp_path, window, stream_of(**image_keys))
+
+    def at(who: str, second: int, name: str) -> Record:
+        value = msgspec.json.encode({"uri": f"{root}{name}.png"})
+        return Record(value, who.encode(), headers=[("time", b"%d" % second)])
+
+    lab.release(1)
+    lab.put(at("a", 10, "red"), at("a", 20, "green"), at("b", 10, "blue"), image("c", 10, GREY))
+    (tmp_path / "blue.png").unlink()
+    lab.release(2)
+    settle(lab.shard)
+    wanted = mean([vector(2, c) for c in [RED, GREEN][-window:]])
+    np.testing.assert_allclose(lab.found("a").vector, wanted, atol=1e-6)
+    assert lab.found("a").release == 2
+    assert (lab.found("b").release, lab.found("c").release) == (1, 1), "gone; and without a URI"
+    lab.release(3)
+    lab.put(at("a", 30, "red"))  # as its other image is yet to be fetched
+    wanted = mean([vector(3, c) for c in [GREEN, RED][-window:]])
+    np.testing.assert_allclose(lab.found("a").vector, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("keep", KEEPS)

@@ -145,8 +145,9 @@ def test_every_metric_is_documented_with_its_type_and_labels() -> None:
 # -- the rest ---------------------------------------------------------------------------------------
 
 
-def test_the_readmes_settings_file_is_well() -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_every_whole_settings_file_is_well(page: str) -> None:
+    blocks = re.findall(r"```toml\n(name = .*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         check(parse(block))

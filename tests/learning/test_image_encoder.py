@@ -52,7 +52,8 @@ def test_an_image_becomes_a_unit_vector_its_patches_and_its_features(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_pixels_of_the_right_size_are_looks_of_the_same_colours(name):
     windows = windows_of(noise(np.random.default_rng(0), 3))
-    view = plain(windows, encoder := made(name))
+    encoder = made(name)
+    view = plain(windows, encoder.config.state)
     floats = view["pixels"].permute(0, 3, 1, 2).float() / 255
     assert torch.equal(encoder(view).z_BD, encoder({"image": floats}).z_BD)
     assert torch.equal(embed(encoder, windows), encoder(view).z_BD)
