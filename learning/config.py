@@ -1,6 +1,6 @@
 """Settings of the encoder and the learner: `[encoder]` and `[learner]`. Needs no torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -297,7 +297,7 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveB
 """Encoders and objectives of each unit; the first of either is the default where a stream is not of events."""
 
 
-POLICIES = ("stratified", "fifo", "minred", "balanced")
+Policy: TypeAlias = Literal["stratified", "fifo", "minred", "balanced"]
 
 
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -309,12 +309,8 @@ class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         16  # of time, equally likely in the replayed half
     )
     fresh: Share = 0.5  # share of a batch that was not learnt from yet
-    policy: str = "stratified"  # of images also "fifo", "minred" or "balanced": see image_replay.py
+    policy: Policy = "stratified"  # of images also the others: see image_replay.py
     clusters: Annotated[int, Meta(ge=2, le=65536)] = 256  # of "balanced", the finer ones
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise refuse("learner.replay.policy", repr(self.policy), f"known are {POLICIES}")
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
