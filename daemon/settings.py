@@ -17,7 +17,15 @@ from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
-from learning.config import FITTING, EncoderConfig, GraphmaeConfig, GruConfig, LearnerConfig
+from learning.config import (
+    FITTING,
+    EncoderConfig,
+    GraphmaeConfig,
+    GruConfig,
+    LearnerConfig,
+    ReplayConfig,
+)
+from learning.config_images import ImageViews
 from schemas.errors import AfreshError, SettingsError
 from schemas.stream import StreamConfig, Unit
 
@@ -199,6 +207,11 @@ def _check_kind(s: Settings) -> None:
             f'encoder.name is "{_tag(type(s.encoder))}" and {kind}, whose encoder is {_names(encoders)}. '
             "Change one of them."
         )
+    if unit != "image" and s.learner.views != ImageViews():
+        raise SettingsError(f"[learner.views] is for images, and {kind}. Remove it.")
+    if unit != "image" and s.learner.replay.policy != ReplayConfig().policy:
+        found = f'learner.replay.policy is "{s.learner.replay.policy}"'
+        raise SettingsError(f"{found}, which is for images, and {kind}. Remove it.")
     for objective in s.learner.objective if s.learner.enabled else ():
         if not isinstance(objective, objectives):
             raise SettingsError(

@@ -21,6 +21,7 @@ from learning.config_images import (
     DinoConfig,
     GmmlConfig,
     ImageObjectives,
+    ImageViews,
     InstanceConfig,
     MocoV3Config,
     SigregConfig,
@@ -296,6 +297,9 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveB
 """Encoders and objectives of each unit; the first of either is the default where a stream is not of events."""
 
 
+POLICIES = ("stratified", "fifo", "minred", "balanced")
+
+
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[learner.replay]`"""
 
@@ -305,6 +309,12 @@ class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         16  # of time, equally likely in the replayed half
     )
     fresh: Share = 0.5  # share of a batch that was not learnt from yet
+    policy: str = "stratified"  # of images also "fifo", "minred" or "balanced": see image_replay.py
+    clusters: Annotated[int, Meta(ge=2, le=65536)] = 256  # of "balanced", the finer ones
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise refuse("learner.replay.policy", repr(self.policy), f"known are {POLICIES}")
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -328,6 +338,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_bytes: Annotated[int, Meta(ge=1 << 16)] = 64 << 20  # of windows waiting to be received
     bucket_views: Count = 4  # length buckets a batch is encoded in
     replay: ReplayConfig = ReplayConfig()
+    views: ImageViews = ImageViews()  # of images
 
     def __post_init__(self) -> None:
         if self.enabled and not self.objective:

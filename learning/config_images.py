@@ -1,12 +1,13 @@
 """Settings of images: their encoder, their augmented views, what they are learnt by. Needs no torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from learning.config_base import Count, ObjectiveBase, Positive, SliceBase, refuse
+from learning.config_base import Count, ObjectiveBase, Positive, Share, SliceBase, refuse
 
+Range: TypeAlias = tuple[float, float]
 Small = Annotated[int, Meta(ge=0, le=16)]  # small crops per image, beside the two looks
 Momentum = Annotated[float, Meta(ge=0, lt=1)]
 Width = Annotated[int, Meta(ge=2, le=65536)]
@@ -51,6 +52,41 @@ class TimmConfig(
     @property
     def variance(self) -> bool:
         return False
+
+
+class ImageViews(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[learner.views]`: how looks at one image differ. What is 0 does not happen."""
+
+    scale: Range = (0.2, 1.0)  # of the image's area, in a look
+    ratio: Range = (0.75, 1.3333)  # a look's width by its height, of the image
+    flip: Share = 0.5  # chance of being mirrored
+    jitter: Share = 0.8  # chance that colours change, each by a factor of up to 1 ± what follows
+    brightness: Share = 0.4
+    contrast: Share = 0.4
+    saturation: Share = 0.4
+    hue: Annotated[float, Meta(ge=0, le=0.5)] = 0.1  # of a turn, to either side
+    grey: Share = 0.2  # chance
+    blur: Share = 0.5  # chance, where encoder.size is 64 at least
+    solarise: Share = 0.1  # likewise
+    saliency: Share = 0.0  # chance that what is likely background is replaced
+    background: str = "grey"  # ... by "grey", or by another "image" of the batch
+    small_size: Annotated[int, Meta(ge=0, le=1024)] = (
+        0  # side of small crops; 0: half of encoder.size
+    )
+    small_scale: Range = (0.1, 0.4)  # of the image's area, in a small crop
+    mask: str = "block"  # hidden patches are side by side, or "random"
+
+    def __post_init__(self) -> None:
+        for key in ("scale", "ratio", "small_scale"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high or (key != "ratio" and high > 1):
+                needs = "it must be [least, most], above 0" + (
+                    "" if key == "ratio" else " and 1 at most"
+                )
+                raise refuse(f"learner.views.{key}", [low, high], needs)
+        for key, known in (("background", ("grey", "image")), ("mask", ("block", "random"))):
+            if getattr(self, key) not in known:
+                raise refuse(f"learner.views.{key}", repr(getattr(self, key)), f"known are {known}")
 
 
 class HeadBase(ObjectiveBase, frozen=True, forbid_unknown_fields=True):

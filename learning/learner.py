@@ -85,7 +85,11 @@ class Learner:
             self.encoder.begin()
             self.encoder.to(self.device)
             parts = own_objectives or [
-                (str(type(o).__struct_config__.tag), o.weight, objectives.build(o, encoder, shape))
+                (
+                    str(type(o).__struct_config__.tag),
+                    o.weight,
+                    objectives.build(o, encoder, shape, self.encoder.token_width),
+                )
                 for o in config.objective
             ]
         self.names = [name for name, _, _ in parts]
@@ -180,7 +184,8 @@ class Learner:
 
     def _step(self, batch: Batch, sequences: int) -> StepStats:
         self.encoder.train()
-        losses, updates = self._losses(self.encoder, batch)
+        see = self._seen_by(self.encoder)
+        losses, updates = self._losses(see, batch)
         loss = torch.stack(losses) @ torch.tensor(self.weights, device=self.device)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_norm)
@@ -195,18 +200,20 @@ class Learner:
         )
         if finite:
             self._apply(updates, sequences)
+            self._learnt(see, batch)
         else:
             self.skipped["non_finite"] = self.skipped.get("non_finite", 0) + 1
         self.optimizer.zero_grad()
         return stats
 
-    def _losses(self, student: Encoder, batch: Batch) -> tuple[list[Tensor], list[Update]]:
+    def _seen_by(self, encoder: Encoder, *, frozen: bool = False) -> Student:
+        return Student(encoder, self.config.bucket_views, rows=self.needs.rows, frozen=frozen)
+
+    def _losses(self, see: Student, batch: Batch) -> tuple[list[Tensor], list[Update]]:
         kind = self.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            buckets, rows = self.config.bucket_views, self.needs.rows
-            see = Student(student, buckets, rows=rows)
-            teach = Student(self.ema, buckets, rows=rows, frozen=True)
-            last = self.previous and Student(self.previous, buckets, rows=rows, frozen=True)
+            teach = self._seen_by(self.ema, frozen=True)
+            last = self.previous and self._seen_by(self.previous, frozen=True)
             done = []
             for objective in self.objectives:
                 assert isinstance(objective, Objective)
@@ -230,6 +237,9 @@ class Learner:
             ours: list[Tensor] = list(self.encoder.parameters())
             torch._foreach_lerp_(theirs, ours, 1.0 - decay)
         self._updated()
+
+    def _learnt(self, see: Student, batch: Batch) -> None:
+        """A step was made, in which the encoder saw this."""
 
     def _updated(self) -> None:
         """An update was made."""
@@ -261,7 +271,7 @@ class Learner:
             batch = self.kind.views(part, self.needs, rng, augment=False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
-                each, _ = self._losses(self.ema, self._to_device(batch))
+                each, _ = self._losses(self._seen_by(self.ema), self._to_device(batch))
             losses.append(sum(w * float(x) for w, x in zip(self.weights, each, strict=True)))
         return float(np.mean(losses)) if losses else float("nan")
 
@@ -269,6 +279,11 @@ class Learner:
         """A window each of up to n entities: of those held out, or of those that are trained on."""
         windows: Windows = (self.held if held else self.replay).newest(n)
         return windows
+
+    def mark_released(self) -> None:
+        """The averaged encoder as it is now is the last release's, for those that learn from it."""
+        if self.needs.previous:
+            self.previous = copy.deepcopy(self.ema)
 
     def released(self) -> Encoder:
         """A copy of the encoder with the averaged weights, on the CPU: what may be released."""

@@ -63,14 +63,15 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
                 f"The learner's snapshot has {key} {meta[key]}, the settings say {value}. "
                 "Restore the settings, or start with a new state folder."
             )
+    if any(name.startswith("previous.") for name in flat):
+        learner.mark_released()
     for part, module in _modules(learner).items():
         module.load_state_dict({k: torch.as_tensor(v) for k, v in _under(flat, part).items()})
     for i, parameter in enumerate(learner.parameters):
         saved = _under(flat, f"optimizer.{i}")
         if saved:
             learner.optimizer.state[parameter] = {
-                name: torch.as_tensor(value).clone().to(parameter.device)
-                for name, value in saved.items()
+                name: _laid_out(torch.as_tensor(value), parameter) for name, value in saved.items()
             }
     for part, thing in learner.parts().items():
         thing.load_state_dict({k: np.asarray(v) for k, v in _under(flat, part).items()})
@@ -82,13 +83,25 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
 
 def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:
     """Where the newest windows of held-out entities are."""
-    small = ReplayConfig(max_bytes=min(HELD_BYTES, config.max_bytes), per_entity=1)
-    return Replay(small, shape, window)
+    return Replay(held_config(config), shape, window)
+
+
+def held_config(config: ReplayConfig) -> ReplayConfig:
+    """The newest window of each, and less room."""
+    return ReplayConfig(max_bytes=min(HELD_BYTES, config.max_bytes), per_entity=1)
 
 
 def _modules(learner: "Learner") -> dict[str, torch.nn.Module]:
     parts = {"encoder": learner.encoder, "ema": learner.ema}
-    return {**parts, "objectives": learner.objectives}
+    last = {} if learner.previous is None else {"previous": learner.previous}
+    return {**parts, **last, "objectives": learner.objectives}
+
+
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A copy, in memory as the parameter is: a fused optimiser goes through both side by side."""
+    if value.shape != like.shape:
+        return value.clone().to(like.device)
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _under(flat: Mapping[str, Any], part: str) -> dict[str, Any]:

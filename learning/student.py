@@ -39,6 +39,11 @@ class Student:
                 self._done[id(view)] = view, self._encode(view)
         return self._done[id(view)][1]
 
+    def done(self, view: View) -> Output | None:
+        """What was made of the view; None: it was not asked for."""
+        done = self._done.get(id(view))
+        return done and done[1]
+
     def score(self, source: View, target: View, pair: View) -> Tensor:
         """Of an encoder of graphs: logits of pairs."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):

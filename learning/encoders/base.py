@@ -42,6 +42,11 @@ class Encoder(nn.Module):
     def begin(self) -> None:
         """Takes the weights to begin from, where the settings name some; else those drawn stay."""
 
+    @property
+    def token_width(self) -> int:
+        """Width of h_BTD."""
+        return self.config.hidden
+
     def step(self, record: View) -> Output:
         """One more record each, where the encoder is recurrent."""
         raise NotImplementedError

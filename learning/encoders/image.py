@@ -65,7 +65,8 @@ class TimmEncoder(Encoder):
         try:
             map_ = self.backbone.forward_features(torch.zeros(1, 3, size, size))
             width: int = self.backbone.forward_head(map_, pre_logits=True).shape[1]
-            self._grid = math.isqrt(self._tokens(map_).shape[1])
+            shape = self._tokens(map_).shape
+            self._grid, self._map_width = math.isqrt(shape[1]), shape[2]
         except (AssertionError, AttributeError, RuntimeError, ValueError) as error:
             needs = f"it cannot look at {size} × {size} pixels (encoder.size): {error}"
             raise refuse("encoder.backbone", repr(self.config.backbone), needs) from None
@@ -80,6 +81,10 @@ class TimmEncoder(Encoder):
     def grid(self) -> int:
         """Patches on a side: T is its square."""
         return self._grid
+
+    @property
+    def token_width(self) -> int:
+        return self._map_width
 
     @property
     def patch(self) -> int:
