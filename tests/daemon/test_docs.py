@@ -72,7 +72,9 @@ def described(kind: inspect.Type) -> str:
         case inspect.IntType() | inspect.FloatType():
             name = "integer" if isinstance(kind, inspect.IntType) else "number"
             bounds = (("≥", kind.ge), (">", kind.gt), ("≤", kind.le), ("<", kind.lt))
-            limits = ", ".join(f"{sign} {value:,g}" for sign, value in bounds if value is not None)
+            limits = ", ".join(
+                f"{sign} {value:,.10g}" for sign, value in bounds if value is not None
+            )
             return f"{name} {limits}".strip()
         case inspect.BoolType():
             return "true or false"
