@@ -300,11 +300,16 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveB
 Policy: TypeAlias = Literal["stratified", "fifo", "minred", "balanced"]
 
 
+OF_IMAGES = {"updates_per_record": 0.06, "learning_rate": 2e-3, "replay": {"per_entity": 256}}
+"""What `[learner]` has by default where the stream is of images: an image is learnt from several times, a camera's many
+frames are kept."""
+
+
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[learner.replay]`"""
 
     max_bytes: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
-    per_entity: Annotated[int, Meta(ge=1, le=64)] = 4  # windows of one entity, of different ages
+    per_entity: Annotated[int, Meta(ge=1, le=65536)] = 4  # windows of one entity, of different ages
     strata: Annotated[int, Meta(ge=1, le=65536)] = (
         16  # of time, equally likely in the replayed half
     )
