@@ -259,7 +259,7 @@ def _pixel_gap(encoder: Encoder, encode: ort.InferenceSession, view: View) -> fl
     """At several batch sizes, each also with the images cut to another height and width."""
     worst, pixels = 0.0, view[PIXELS]
     side = pixels.shape[1]
-    for size in sorted({1, 2, min(3, len(pixels)), min(EXAMINED, len(pixels))}):
+    for size in sorted({1, 2, min(3, len(pixels)), min(encoder.at_once, EXAMINED, len(pixels))}):
         for height, width in ((side, side), (side // 2 + 1, side - 1), (side, side // 3 + 1)):
             part = {PIXELS: pixels[:size, :height, :width].contiguous()}
             worst = max(worst, _encode_gap(encoder, encode, part))

@@ -1,5 +1,6 @@
 """The learner of images: each window is one image; several updates are made of each, from a replay of pixels."""
 
+import msgspec
 import torch
 import torch.nn.functional as F
 
@@ -8,11 +9,12 @@ from learning.contract import Batch
 from learning.encoders.image import TimmEncoder
 from learning.image_replay import ImageReplay
 from learning.kinds.images import Images
-from learning.learner import Learner
-from learning.learner_state import held_config
+from learning.learner import EVALUATED, Learner
+from learning.learner_state import HELD_BYTES
 from learning.student import Student
 from schemas.records import I64, Windows
 
+HELD = EVALUATED + EVALUATED // 4  # held-out images that there is room for at least
 SEEN = (
     "slices",
     "masked",
@@ -39,7 +41,10 @@ class ImageLearner(Learner):
         size = encoder.config.size
         self.kind = Images(c.views, size, encoder.patch, encoder.grid(), self.device)
         self.replay = ImageReplay(c.replay, shape, encoder.config.dim)
-        self.held = ImageReplay(held_config(c.replay), shape, 0)
+        room = max(HELD_BYTES, HELD * shape.pixels)
+        most = min(room, max(1 << 16, c.replay.max_bytes // 4))
+        held = msgspec.structs.replace(c.replay, max_bytes=most, policy="fifo")
+        self.held = ImageReplay(held, shape, 0)
 
     def _ready(self) -> bool:
         few = self.updates == 0 and len(self.replay) < self.config.min_entities

@@ -84,9 +84,7 @@ class ImageReplay:
         entity = np.concatenate([self._entity[live], windows.entity[new]])
         time_us = np.concatenate([self._time_us[live], rows.time_us[new]])
         position = np.concatenate([self._position[live], rows.position[new]])
-        order = np.lexsort((position, time_us, entity))[::-1]
-        first = np.flatnonzero(np.diff(entity[order], prepend=entity[order][:1] - 1))
-        rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+        order, rank = _ranked(entity, time_us, position)
         gone = np.zeros(len(order), np.bool_)
         gone[order[rank >= self._config.per_entity]] = True
         self._remove(live[gone[: len(live)]])
@@ -191,11 +189,11 @@ class ImageReplay:
         self._nearest[slots] = np.where(self._like[slots] > UNKNOWN, known[nearest], -1)
 
     def newest(self, n: int) -> Windows:
-        """The newest image each of the n entities with the smallest hashes: the same, while they last."""
+        """Up to n images: the newest of each entity, those of the smallest hashes first; then the second newest."""
         live = self.live
-        order = live[np.lexsort((self._position[live], self._time_us[live]))[::-1]]
-        _, first = np.unique(self._entity[order], return_index=True)
-        return self.take(order[first[:n]])
+        order, rank = _ranked(self._entity[live], self._time_us[live], self._position[live])
+        first = np.lexsort((self._entity[live[order]], rank))[:n]
+        return self.take(live[order[first]])
 
     def forget(self, entities: I64) -> None:
         """Drops every image of these."""
@@ -231,6 +229,13 @@ _COLUMNS = (
     "pixels", "vector", "key", "entity", "time_us", "position", "label", "arrival", "fresh",
     "unlabelled", "like", "nearest", "cluster",
 )  # fmt: skip
+
+
+def _ranked(entity: I64, time_us: I64, position: I64) -> tuple[I64, I64]:
+    """An order by entity, and of each in this order how many of its entity are newer."""
+    order = np.lexsort((position, time_us, entity))[::-1]
+    first = np.flatnonzero(np.diff(entity[order], prepend=entity[order][:1] - 1))
+    return order, np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
 
 
 def _evenly(group: I64, n: int, rng: np.random.Generator, within: I64 | None = None) -> I64:

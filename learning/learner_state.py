@@ -83,12 +83,8 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
 
 def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:
     """Where the newest windows of held-out entities are."""
-    return Replay(held_config(config), shape, window)
-
-
-def held_config(config: ReplayConfig) -> ReplayConfig:
-    """The newest window of each, and less room."""
-    return ReplayConfig(max_bytes=min(HELD_BYTES, config.max_bytes), per_entity=1)
+    small = ReplayConfig(max_bytes=min(HELD_BYTES, config.max_bytes), per_entity=1)
+    return Replay(small, shape, window)
 
 
 def _modules(learner: "Learner") -> dict[str, torch.nn.Module]:

@@ -85,9 +85,9 @@ def _trimmed(view: View, at: Tensor) -> View:
 
 
 @torch.no_grad()
-def embed(encoder: Encoder, windows: Windows, batch: int = 1024) -> Tensor:
-    """Vectors of whole windows, [B, D], in the order of the windows."""
-    training = encoder.training
+def embed(encoder: Encoder, windows: Windows, batch: int = 0) -> Tensor:
+    """Vectors of whole windows, [B, D], in the order of the windows; batch: 0 is what the encoder says."""
+    training, batch = encoder.training, batch or encoder.at_once
     encoder.eval()
     device = encoder.out.weight.device
     parts = []

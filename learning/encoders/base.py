@@ -47,6 +47,11 @@ class Encoder(nn.Module):
         """Width of h_BTD."""
         return self.config.hidden
 
+    @property
+    def at_once(self) -> int:
+        """Windows that are encoded together where no step is made."""
+        return 1024
+
     def step(self, record: View) -> Output:
         """One more record each, where the encoder is recurrent."""
         raise NotImplementedError

@@ -83,6 +83,11 @@ class TimmEncoder(Encoder):
         return self._grid
 
     @property
+    def at_once(self) -> int:
+        """So that they take as much memory whatever their size."""
+        return max(8, min(1024, (1 << 20) // self.config.size**2))
+
+    @property
     def token_width(self) -> int:
         return self._map_width
 

@@ -242,11 +242,11 @@ def test_deleted_entities_are_gone():
     assert made.add(images(3, 1), RNG).tolist() == [1]
 
 
-def test_the_newest_of_each_entity():
+def test_the_newest_of_each_entity_come_first():
     made = replay()
     made.add(images(0, 6, entity=[5, 5, 5, 9, 9, 1], time_us=[3, 9, 4, 2, 1, 7]), RNG)
-    found = made.newest(2)
-    assert found.entity.tolist() == [1, 5] and numbers(found) == [5, 1]
+    assert numbers(made.newest(2)) == [5, 1] and made.newest(2).entity.tolist() == [1, 5]
+    assert numbers(made.newest(9)) == [5, 1, 3, 2, 4, 0]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
