@@ -118,7 +118,7 @@ class SimclrConfig(HeadBase, frozen=True, forbid_unknown_fields=True, tag="simcl
 class WMseConfig(HeadBase, frozen=True, forbid_unknown_fields=True, tag="w_mse"):
     """Two looks agree after whitening."""
 
-    projection: Annotated[int, Meta(ge=2, le=1024)] = 32  # dimensions whitened
+    projection: Annotated[int, Meta(ge=2, le=1024)] = 16  # dimensions whitened
     subbatch: Annotated[int, Meta(ge=4)] = 64  # images that are whitened together
 
     def __post_init__(self) -> None:
@@ -144,9 +144,7 @@ class DinoConfig(TaughtBase, frozen=True, forbid_unknown_fields=True, tag="dino"
 
     prototypes: Width = 1024
     temperature: Positive = 0.1  # of the student's shares
-    teacher_temperature: Positive = 0.05
-    targets: Literal["sinkhorn", "centre"] = "sinkhorn"  # what keeps all prototypes in use
-    centre_momentum: Momentum = 0.9
+    epsilon: Positive = 0.03  # the lower, the harder the teacher deals images to prototypes
     small: Small = 0
     patches: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share hidden; above 0: iBOT's loss too
     koleo: Annotated[float, Meta(ge=0)] = 0.0  # weight of KoLeo
@@ -155,17 +153,16 @@ class DinoConfig(TaughtBase, frozen=True, forbid_unknown_fields=True, tag="dino"
 class SwavConfig(HeadBase, frozen=True, forbid_unknown_fields=True, tag="swav"):
     """The prototypes that one crop is dealt to are predicted from another."""
 
-    prototypes: Width = 256
+    prototypes: Width = 512
     temperature: Positive = 0.1
-    epsilon: Positive = 0.05  # the lower, the harder images are dealt to prototypes
+    epsilon: Positive = 0.03  # the lower, the harder images are dealt to prototypes
     small: Small = 0
-    queue: Annotated[int, Meta(ge=0, le=65536)] = 512  # earlier vectors that are dealt out too
 
 
 class InstanceConfig(ObjectiveBase, frozen=True, forbid_unknown_fields=True, tag="instance"):
-    """A look finds the other look at its image among a bank of earlier vectors."""
+    """A look finds the other look at its image among the batch and a bank of earlier vectors."""
 
-    bank: Annotated[int, Meta(ge=2, le=1 << 20)] = 4096  # vectors kept
+    bank: Annotated[int, Meta(ge=1, le=1 << 20)] = 4096  # vectors kept
     temperature: Positive = 0.07
 
 

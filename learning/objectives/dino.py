@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.config_images import DinoConfig
-from learning.contract import Batch, Encode, Needs, Objective, Output, Update
+from learning.contract import Batch, Encode, Needs, Objective, Update
 from learning.objectives.heads import Averaged, Projector, Prototypes, by_look, float32
 from learning.objectives.sscd import koleo
 from learning.objectives.swav import sinkhorn, swapped_prediction
@@ -25,50 +25,29 @@ def patch_loss(
     return (cross_N * share_BT[masked_BT]).sum() / len(masked_BT)
 
 
-class Targets(nn.Module):
-    """A teacher's scores -> its shares of the prototypes: centred, or dealt out by Sinkhorn-Knopp. The centre is
-    moved in `follow` alone."""
-
-    centre: Tensor
-
-    def __init__(self, config: DinoConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.register_buffer("centre", torch.zeros(config.prototypes))
-
-    @torch.no_grad()
-    def forward(self, scores_MK: Tensor) -> Tensor:
-        """[M, K]"""
-        c = self.config
-        if c.targets == "sinkhorn":
-            return sinkhorn(scores_MK, c.teacher_temperature)
-        return torch.softmax((scores_MK - self.centre) / c.teacher_temperature, 1)
-
-    @torch.no_grad()
-    def follow(self, mean_K: Tensor) -> None:
-        self.centre.lerp_(mean_K, 1.0 - self.config.centre_momentum)
-
-
 class Head(nn.Module):
-    """A projector and prototypes, the teacher's average of both, and its targets."""
+    """A projector and prototypes, and the teacher's average of both."""
 
     def __init__(self, config: DinoConfig, width: int) -> None:
         super().__init__()
+        self.epsilon = config.epsilon
         self.student = nn.Sequential(
             Projector(width, config.hidden, config.projection),
             Prototypes(config.projection, config.prototypes),
         )
         self.teacher = Averaged(self.student, config.momentum)
-        self.targets = Targets(config)
 
-    def follow(self, mean_K: Tensor) -> None:
-        self.teacher.follow(self.student)
-        self.targets.follow(mean_K)
+    def target(self, z_MD: Tensor) -> Tensor:
+        """The teacher's shares of the prototypes, [M, K]."""
+        return sinkhorn(self.teacher(z_MD), self.epsilon)
 
 
 class Dino(Objective):
     """`name = "dino"`: DINO, Caron et al., arXiv:2104.14294. With `patches` the student sees the looks with patches
-    hidden, as in DINOv2, and the tokens there have a head of their own."""
+    hidden, as in DINOv2, and the tokens there have a head of their own.
+
+    The teacher's shares are dealt out by Sinkhorn-Knopp, as DINOv2 has it: DINO's centre did not keep vectors
+    apart, rank 1 to 5 within 300 updates on CIFAR-10."""
 
     def __init__(self, config: DinoConfig, dim: int, tokens: int) -> None:
         """tokens: width of the encoder's h_BTD."""
@@ -90,32 +69,22 @@ class Dino(Objective):
         if c.small:
             z_MD = student(batch.views["small"]).z_BD
             crops.append(by_look(self.image.student(z_MD), batch))
-        scores_MK = self.image.teacher(truth.z_BD)
-        target = by_look(self.image.targets(scores_MK), batch)
+        target = by_look(self.image.target(truth.z_BD), batch)
         loss = swapped_prediction(target, torch.cat(crops, 1), c.temperature)
-        update = {"image": scores_MK.mean(0)}
         if c.koleo:
             entity_B = batch.index["entity_B"]
             other_BB = entity_B[:, None] != entity_B
             each = [koleo(z, other_BB) for z in by_look(seen.z_BD, batch).unbind(1)]
             loss = loss + c.koleo * torch.stack(each).mean()
         if c.patches:
-            patch, update["patch"] = self._patches(seen, truth, batch.views["masked"]["masked_BT"])
-            loss = loss + patch
-        return loss, update
-
-    def _patches(self, seen: Output, truth: Output, masked_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the mean of the teacher's scores at hidden patches."""
-        scores_NK = self.patch.student(F.normalize(seen.h_BTD[masked_BT], dim=1))
-        teacher_NK = self.patch.teacher(F.normalize(truth.h_BTD[masked_BT], dim=1))
-        loss = patch_loss(
-            self.patch.targets(teacher_NK), scores_NK, masked_BT, self.config.temperature
-        )
-        some = len(teacher_NK) > 0
-        return loss, teacher_NK.mean(0) if some else self.patch.targets.centre
+            masked_BT = batch.views["masked"]["masked_BT"]
+            scores_NK = self.patch.student(F.normalize(seen.h_BTD[masked_BT], dim=1))
+            target_NK = self.patch.target(F.normalize(truth.h_BTD[masked_BT], dim=1))
+            loss = loss + patch_loss(target_NK, scores_NK, masked_BT, c.temperature)
+        return loss, {}
 
     @torch.no_grad()
-    def apply_update(self, update: Update) -> None:
-        self.image.follow(update["image"])
+    def apply_update(self, _update: Update) -> None:
+        self.image.teacher.follow(self.image.student)
         if self.config.patches:
-            self.patch.follow(update["patch"])
+            self.patch.teacher.follow(self.patch.student)

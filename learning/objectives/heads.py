@@ -1,4 +1,4 @@
-"""What objectives with heads share: projectors, what a teacher has of them, banks, and float32. All of it is thrown
+"""What objectives with heads share: projectors, what a teacher has of them, and float32. All of it is thrown
 away at release."""
 
 import copy
@@ -79,13 +79,10 @@ class Prototypes(nn.Module):
 class Averaged(nn.Module):
     """A head as the teacher has it: a copy without gradients, which `follow` moves, in `apply_update` alone."""
 
-    steps: Tensor
-
     def __init__(self, head: nn.Module, momentum: float) -> None:
         super().__init__()
         self.head = copy.deepcopy(head).requires_grad_(requires_grad=False)
         self.momentum = momentum
-        self.register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
     def forward(self, z_MD: Tensor) -> Tensor:
@@ -94,41 +91,9 @@ class Averaged(nn.Module):
 
     @torch.no_grad()
     def follow(self, head: nn.Module) -> None:
-        """Faster in the first steps, as the averaged encoder is."""
-        self.steps += 1
-        momentum = min(self.momentum, float(self.steps / (self.steps + 10)))
         theirs: list[Tensor] = list(self.head.parameters())
         ours: list[Tensor] = list(head.parameters())
-        torch._foreach_lerp_(theirs, ours, 1.0 - momentum)
-
-
-class Bank(nn.Module):
-    """The newest `size` vectors and whose they are: a ring, which `push` moves, in `apply_update` alone."""
-
-    vectors: Tensor
-    entities: Tensor
-    pushed: Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("vectors", torch.zeros(size, dim))
-        self.register_buffer("entities", torch.zeros(size, dtype=torch.int64))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def there(self) -> Tensor:
-        """[size] bool: which places hold a vector yet."""
-        return torch.arange(len(self.vectors), device=self.vectors.device) < self.pushed
-
-    @torch.no_grad()
-    def push(self, vectors_BD: Tensor, entity_B: Tensor) -> None:
-        """Of more than fit, the last."""
-        size = len(self.vectors)
-        vectors_BD, entity_B = vectors_BD[-size:], entity_B[-size:]
-        place = (self.pushed + torch.arange(len(entity_B), device=entity_B.device)) % size
-        self.vectors[place] = vectors_BD.to(self.vectors.dtype)
-        self.entities[place] = entity_B
-        self.pushed += len(entity_B)
+        torch._foreach_lerp_(theirs, ours, 1.0 - self.momentum)
 
 
 def by_look(y_MD: Tensor, batch: Batch) -> Tensor:

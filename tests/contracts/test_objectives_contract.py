@@ -1,8 +1,9 @@
-"""The walls hold for every family: five small objectives through learn, snapshot, restore and
-a skipped step, on the same learner."""
+"""The walls hold for every family: five small objectives, and those of images that look at vectors alone, through
+learn, snapshot, restore and a skipped step, on the same learner."""
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from learning.config import GruConfig, LearnerConfig, MlemConfig, ReplayConfig
+from learning import config_images as images
+from learning.config import GruConfig, LearnerConfig, MlemConfig, ReplayConfig, VicregConfig
+from learning.config_base import ObjectiveBase
 from learning.contract import Needs, Objective
 from learning.field_learner import FieldLearner
+from learning.objectives import build
 from learning.objectives.mlem import Mlem
 from schemas.errors import SettingsError
 from schemas.stream import Shape
@@ -119,14 +123,41 @@ def next_event() -> Objective:
     return Mlem(MlemConfig(bucket_bits=3), SHAPE, 12)
 
 
-FAMILIES = [MaskedTokens, next_event, Instances, Prototypes, Hedged]
+OF_IMAGES: list[ObjectiveBase] = [
+    VicregConfig(expander=16),
+    images.BarlowTwinsConfig(hidden=16, projection=16),
+    images.SimclrConfig(hidden=16, projection=8),
+    images.WMseConfig(hidden=16, projection=4, subbatch=16),
+    images.ByolConfig(hidden=16, projection=8),
+    images.MocoV3Config(hidden=16, projection=8),
+    images.DinoConfig(hidden=16, projection=8, prototypes=32, koleo=0.1),
+    images.SwavConfig(hidden=16, projection=8, prototypes=32),
+    images.InstanceConfig(bank=32),
+    images.SigregConfig(hidden=16, projection=8, directions=16),
+    images.SscdConfig(mixed=False),
+    images.CassleConfig(hidden=16, loss="contrast"),
+]
+FAMILIES = [
+    MaskedTokens,
+    next_event,
+    Instances,
+    Prototypes,
+    Hedged,
+    *(
+        pytest.param(partial(build, config, ENCODER, SHAPE), id=config.__struct_config__.tag)
+        for config in OF_IMAGES
+    ),
+]
 
 
 def learner_of(make) -> FieldLearner:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         objective = make()
-    return FieldLearner(CONFIG, ENCODER, SHAPE, [("one", 1.0, objective)])
+    learner = FieldLearner(CONFIG, ENCODER, SHAPE, [("one", 1.0, objective)])
+    if objective.needs.previous:
+        learner.previous = copy.deepcopy(learner.ema)
+    return learner
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -210,3 +241,14 @@ def test_computing_the_loss_moves_no_state(make, stream):
 def test_what_the_encoder_lacks_is_refused():
     with pytest.raises(SettingsError, match=r"encoder\.variance"):
         FieldLearner(CONFIG, GruConfig(dim=8, hidden=12), SHAPE, [("hib", 1.0, Hedged())])
+
+
+def test_what_learns_from_the_last_release_waits_for_it(stream):
+    cassle = build(images.CassleConfig(hidden=16), ENCODER, SHAPE)
+    learner = FieldLearner(
+        CONFIG, ENCODER, SHAPE, [("hib", 1.0, Hedged()), ("cassle", 1.0, cassle)]
+    )
+    learner.receive(stream[0])
+    assert learner.learn().objective_losses["cassle"] == 0
+    learner.previous = copy.deepcopy(learner.ema)
+    assert learner.learn().objective_losses["cassle"] > 0

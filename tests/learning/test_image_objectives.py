@@ -14,10 +14,10 @@ from learning.objectives import build
 from learning.objectives.barlow_twins import barlow_twins_loss
 from learning.objectives.byol import byol_loss
 from learning.objectives.cassle import contrast
-from learning.objectives.dino import Targets, patch_loss
+from learning.objectives.dino import patch_loss
 from learning.objectives.gmml import gmml_loss, patches
-from learning.objectives.heads import Averaged, Bank, mlp
-from learning.objectives.instance import instance_loss
+from learning.objectives.heads import Averaged, mlp
+from learning.objectives.instance import Bank, instance_loss
 from learning.objectives.moco_v3 import info_nce, moco_loss
 from learning.objectives.sigreg import prediction, sigreg
 from learning.objectives.simclr import nt_xent, relations
@@ -63,9 +63,8 @@ def test_two_images_of_one_entity_neither_attract_nor_repel():
     positive, negative = relations(owner, entity)
     assert positive.nonzero().tolist() == [[0, 1], [1, 0], [2, 3], [3, 2], [4, 5], [5, 4]]
     assert not negative[:4, :4].any() and negative[:4, 4:].all()
-    y = randn(6, 4).requires_grad_()
-    nt_xent(y, positive[:4, :4], negative[:4, :4], 0.3).backward  # noqa: B018
-    alone = nt_xent(y[:4], positive[:4, :4], negative[:4, :4], 0.3)
+    y = randn(4, 4).requires_grad_()
+    alone = nt_xent(y, positive[:4, :4], negative[:4, :4], 0.3)
     alone.backward()
     assert float(alone.detach()) == 0.0 and (y.grad == 0).all()
 
@@ -159,15 +158,6 @@ def test_ibot_weighs_images_alike_however_many_patches_they_hide():
     assert float(patch_loss(target[:0], scores[:0], masked[2:], 0.1)) == 0.0
 
 
-def test_centred_targets_are_dino_s():
-    config = images.DinoConfig(prototypes=4, targets="centre", teacher_temperature=0.2)
-    targets = Targets(config)
-    scores = randn(6, 4)
-    targets.follow(scores.mean(0))
-    centre = 0.1 * scores.mean(0)
-    torch.testing.assert_close(targets(scores), torch.softmax((scores - centre) / 0.2, 1))
-
-
 def test_instance_is_the_non_parametric_softmax():
     z, own, bank = unit(3, 4), unit(3, 4), unit(5, 4)
     banned = torch.zeros(3, 5).bool()
@@ -218,7 +208,7 @@ def test_sigreg_knows_a_gaussian_from_what_collapsed():
     gaussian = float(sigreg(randn(512, 4), direction))
     line = float(sigreg(randn(512, 1).expand(-1, 4) / 2, direction))
     point = float(sigreg(torch.zeros(512, 4), direction))
-    assert gaussian < 2 < 10 * gaussian < line < point
+    assert gaussian < 5 < 100 < line < point
 
 
 def test_crops_predict_the_mean_of_the_looks():
@@ -275,12 +265,12 @@ CONFIGS = {
     "w_mse": images.WMseConfig(hidden=16, projection=4, subbatch=16),
     "byol": images.ByolConfig(hidden=16, projection=8),
     "moco_v3": images.MocoV3Config(hidden=16, projection=8),
-    "dino": images.DinoConfig(hidden=16, projection=8, prototypes=12, targets="centre"),
+    "dino": images.DinoConfig(hidden=16, projection=8, prototypes=12),
     "dino_v2": images.DinoConfig(
         hidden=16, projection=8, prototypes=12, small=2, patches=0.5, koleo=0.1
     ),
-    "swav": images.SwavConfig(hidden=16, projection=8, prototypes=6, queue=16, small=2),
-    "swav_without_queue": images.SwavConfig(hidden=16, projection=8, prototypes=6, queue=0),
+    "swav": images.SwavConfig(hidden=16, projection=8, prototypes=6),
+    "swav_small": images.SwavConfig(hidden=16, projection=8, prototypes=6, small=2),
     "instance": images.InstanceConfig(bank=16),
     "gmml": images.GmmlConfig(hidden=16, pixels=2),
     "sigreg": images.SigregConfig(hidden=16, projection=6, directions=16, small=2),
@@ -292,9 +282,8 @@ CONFIGS = {
 MOVED = {
     "byol": {"averaged"},
     "moco_v3": {"averaged"},
-    "dino": {"image.teacher", "image.targets"},
-    "dino_v2": {"image.teacher", "image.targets", "patch.teacher", "patch.targets"},
-    "swav": {"queue"},
+    "dino": {"image.teacher"},
+    "dino_v2": {"image.teacher", "patch.teacher"},
     "instance": {"bank"},
 }
 """What `apply_update` moves; of all others, nothing."""
@@ -322,12 +311,13 @@ class Trial:
         torch.manual_seed(seed)
         return self.objective(self.student, self.teach, batch)
 
-    def step(self, batch: Batch) -> float:
+    def step(self, batch: Batch, *, still: bool = False) -> float:
         self.optimizer.zero_grad()
         loss, update = self.loss(batch)
         loss.backward()
         self.optimizer.step()
-        self.objective.apply_update(update)
+        if not still:
+            self.objective.apply_update(update)
         return float(loss.detach())
 
 
@@ -340,13 +330,11 @@ def after_some_steps(name: str, b: int = 8) -> Trial:
 
 @every
 def test_it_is_learnt(name):
-    trial = Trial(name)
-    batch = image_batch(16)
-    for _ in range(3):  # banks and queues fill
-        trial.step(batch)
+    """Of a teacher and a bank that stand still."""
+    trial, batch = after_some_steps(name), image_batch(16, seed=9)
     before = float(trial.loss(batch)[0].detach())
     for _ in range(60):
-        trial.step(batch)
+        trial.step(batch, still=True)
     assert float(trial.loss(batch)[0].detach()) < before
 
 
@@ -460,7 +448,8 @@ def test_under_autocast_it_is_nearly_the_same(name):
         with torch.autocast("cpu", torch.bfloat16):
             rough, update = trial.loss(batch)
     assert rough.dtype == torch.float32
-    torch.testing.assert_close(rough, loss, rtol=0.1, atol=0.02)
+    near = 0.1 if name == "w_mse" else 0.02  # whitening enlarges what is small
+    torch.testing.assert_close(rough, loss, rtol=0.1, atol=near)
     trial.objective.apply_update(update)
 
 
@@ -495,22 +484,16 @@ def test_losses_are_of_float32_whatever_is_around_them():
 # -- heads, banks, settings ---------------------------------------------------------------------------------
 
 
-def test_a_teacher_s_head_follows_and_reaches_the_mean():
+def test_a_teacher_s_head_follows():
     head = mlp(4, 6, 2)
     averaged = Averaged(head, 0.9)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter += 1.0
-    old = averaged.head[0].weight.clone()
+    old = [parameter.clone() for parameter in averaged.parameters()]
     averaged.follow(head)
-    torch.testing.assert_close(averaged.head[0].weight, old / 11 + head[0].weight * 10 / 11)
-    for _ in range(200):
-        averaged.follow(head)
-    old = averaged.head[0].weight.clone()
-    with torch.no_grad():
-        head[0].weight += 1.0
-    averaged.follow(head)
-    torch.testing.assert_close(averaged.head[0].weight, old * 0.9 + head[0].weight * 0.1)
+    for now, before, new in zip(averaged.parameters(), old, head.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.9 * before + 0.1 * new)
 
 
 def test_a_bank_holds_the_newest():
@@ -525,7 +508,7 @@ def test_a_bank_holds_the_newest():
 
 
 def test_an_image_is_never_its_own_negative():
-    """Against a bank of nothing but its own entity's vectors a look has nothing to tell apart."""
+    """Where batch and bank hold nothing but its own entity's, a look has nothing to tell apart."""
     trial, batch = Trial("instance"), image_batch(4)
     for _ in range(3):
         trial.objective.apply_update(trial.loss(batch)[1])
@@ -534,13 +517,12 @@ def test_an_image_is_never_its_own_negative():
     assert float(trial.loss(batch)[0].detach()) == 0
 
 
-def test_a_queue_deals_out_once_it_is_full():
-    trial, batch = Trial("swav"), image_batch(8)
-    alone, update = trial.loss(batch)
-    trial.objective.apply_update(update)  # 8 of 16
-    assert torch.equal(trial.loss(batch)[0], alone)
-    trial.objective.apply_update(trial.loss(image_batch(8, seed=1))[1])
-    assert not torch.equal(trial.loss(batch)[0], alone)
+def test_byol_does_not_predict_what_all_images_share():
+    trial, batch = Trial("byol"), image_batch(8)
+    before = trial.loss(batch)[0]
+    with torch.no_grad():
+        trial.objective.averaged.head.layers[-1].bias += 3.0
+    torch.testing.assert_close(trial.loss(batch)[0], before, rtol=1e-4, atol=1e-5)
 
 
 def test_of_few_images_few_dimensions_are_whitened():
