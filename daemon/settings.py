@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from actors.source import SourceConfig
 from actors.state import StateConfig, capacity
 from learning.config import (
     FITTING,
+    OF_IMAGES,
     EncoderConfig,
     GraphmaeConfig,
     GruConfig,
@@ -147,7 +148,18 @@ def _of_its_kind(raw: Any) -> Any:
         encoders, objectives = FITTING[unit]
         raw.setdefault("encoder", {"name": _tag(encoders[0])})
         learner.setdefault("objective", [{"name": _tag(objectives[0])}])
+        if unit == "image":
+            _fill(learner, OF_IMAGES)
     return raw
+
+
+def _fill(into: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Puts in what is not there, tables within tables too."""
+    for key, value in defaults.items():
+        if not isinstance(value, dict):
+            into.setdefault(key, value)
+        elif isinstance(inner := into.setdefault(key, {}), dict):
+            _fill(inner, value)
 
 
 _FIELD = re.compile(r"Object (contains unknown|missing required) field `(.*)`")

@@ -1,6 +1,6 @@
 """Settings of the encoder and the learner: `[encoder]` and `[learner]`. Needs no torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -297,24 +297,25 @@ FITTING: dict[Unit, tuple[tuple[type[EncoderConfig], ...], tuple[type[ObjectiveB
 """Encoders and objectives of each unit; the first of either is the default where a stream is not of events."""
 
 
-POLICIES = ("stratified", "fifo", "minred", "balanced")
+Policy: TypeAlias = Literal["stratified", "fifo", "minred", "balanced"]
+
+
+OF_IMAGES = {"updates_per_record": 0.06, "learning_rate": 2e-3, "replay": {"per_entity": 256}}
+"""What `[learner]` has by default where the stream is of images: an image is learnt from several times, a camera's many
+frames are kept."""
 
 
 class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[learner.replay]`"""
 
     max_bytes: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
-    per_entity: Annotated[int, Meta(ge=1, le=64)] = 4  # windows of one entity, of different ages
+    per_entity: Annotated[int, Meta(ge=1, le=65536)] = 4  # windows of one entity, of different ages
     strata: Annotated[int, Meta(ge=1, le=65536)] = (
         16  # of time, equally likely in the replayed half
     )
     fresh: Share = 0.5  # share of a batch that was not learnt from yet
-    policy: str = "stratified"  # of images also "fifo", "minred" or "balanced": see image_replay.py
+    policy: Policy = "stratified"  # of images also the others: see image_replay.py
     clusters: Annotated[int, Meta(ge=2, le=65536)] = 256  # of "balanced", the finer ones
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise refuse("learner.replay.policy", repr(self.policy), f"known are {POLICIES}")
 
 
 class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

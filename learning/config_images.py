@@ -69,12 +69,12 @@ class ImageViews(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blur: Share = 0.5  # chance, where encoder.size is 64 at least
     solarise: Share = 0.1  # likewise
     saliency: Share = 0.0  # chance that what is likely background is replaced
-    background: str = "grey"  # ... by "grey", or by another "image" of the batch
+    background: Literal["grey", "image"] = "grey"  # ... by that, or by another image of the batch
     small_size: Annotated[int, Meta(ge=0, le=1024)] = (
         0  # side of small crops; 0: half of encoder.size
     )
     small_scale: Range = (0.1, 0.4)  # of the image's area, in a small crop
-    mask: str = "block"  # hidden patches are side by side, or "random"
+    mask: Literal["block", "random"] = "block"  # hidden patches are side by side, or anywhere
 
     def __post_init__(self) -> None:
         for key in ("scale", "ratio", "small_scale"):
@@ -84,9 +84,6 @@ class ImageViews(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     "" if key == "ratio" else " and 1 at most"
                 )
                 raise refuse(f"learner.views.{key}", [low, high], needs)
-        for key, known in (("background", ("grey", "image")), ("mask", ("block", "random"))):
-            if getattr(self, key) not in known:
-                raise refuse(f"learner.views.{key}", repr(getattr(self, key)), f"known are {known}")
 
 
 class HeadBase(ObjectiveBase, frozen=True, forbid_unknown_fields=True):

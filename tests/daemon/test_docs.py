@@ -84,6 +84,8 @@ def described(kind: inspect.Type) -> str:
             return ", ".join(f"`{member.value}`" for member in kind.cls)
         case inspect.VarTupleType():
             return "list of texts"
+        case inspect.TupleType():
+            return f"list of {len(kind.item_types)} numbers"
     return "text"
 
 

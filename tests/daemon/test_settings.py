@@ -223,3 +223,23 @@ def test_settings_are_frozen() -> None:
     settings: Settings = parse(MINIMAL)
     with pytest.raises(AttributeError):
         settings.name = "other"  # type: ignore[misc]
+
+
+IMAGES = MINIMAL.replace('entity = "who"\ntime = "at"', 'kind = "image"').replace(
+    '[[stream.field]]\nname = "amount"\ntype = "number"\n', ""
+)
+
+
+def test_images_have_defaults_of_their_own() -> None:
+    learner = parse(IMAGES).learner
+    assert (learner.updates_per_record, learner.replay.per_entity) == (0.06, 256)
+    assert learner.replay.fresh == 0.5
+    said = parse(IMAGES + "[learner]\nupdates_per_record = 1\nreplay = { max_bytes = 65536 }\n")
+    assert (said.learner.updates_per_record, said.learner.replay.max_bytes) == (1.0, 65536)
+    assert said.learner.replay.per_entity == 256
+
+
+def test_what_is_for_images_is_refused_elsewhere() -> None:
+    assert "[learner.views] is for images" in refused(MINIMAL + "[learner.views]\nflip = 0.0\n")
+    assert "learner.replay.policy" in refused(MINIMAL + '[learner.replay]\npolicy = "minred"\n')
+    check(parse(IMAGES + '[learner.replay]\npolicy = "minred"\n[learner.views]\nflip = 0.0\n'))

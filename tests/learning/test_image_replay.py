@@ -1,3 +1,5 @@
+from typing import get_args
+
 import msgspec
 import numpy as np
 import pytest
@@ -5,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learning.clusters import Clusters
-from learning.config import POLICIES, ReplayConfig
+from learning.config import Policy, ReplayConfig
 from learning.image_replay import ImageReplay
-from schemas.errors import SettingsError
 from schemas.records import ImageRows
 from schemas.stream import Shape
 from tests.learning.images import windows_of
 
+POLICIES = get_args(Policy)
 SHAPE = Shape(0, 1, side=2, keep="pixels")
 DIM = 4
 BYTES = SHAPE.pixels + 2 * DIM + 80
@@ -272,8 +274,3 @@ def test_windows_of_several_images_are_refused():
     windows.offsets, windows.entity = np.array([0, 2, 4]), windows.entity[:2]
     with pytest.raises(ValueError, match="needed is one each"):
         replay().add(windows, RNG)
-
-
-def test_a_policy_that_is_unknown_is_refused():
-    with pytest.raises(SettingsError, match=r"learner\.replay\.policy"):
-        ReplayConfig(policy="lifo")

@@ -258,8 +258,6 @@ def test_small_looks_have_a_side_that_the_patch_divides():
         ({"scale": (0.0, 1.0)}, "learner.views.scale"),
         ({"scale": (0.5, 1.2)}, "learner.views.scale"),
         ({"ratio": (2.0, 1.0)}, "learner.views.ratio"),
-        ({"background": "white"}, "learner.views.background"),
-        ({"mask": "none"}, "learner.views.mask"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, says):
