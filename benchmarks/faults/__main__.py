@@ -81,6 +81,25 @@ def graph_faults(rounds: int) -> dict[str, tuple[Fault, int]]:
     }
 
 
+def image_faults(rounds: int) -> dict[str, tuple[Fault, int]]:
+    """Those that images meet otherwise: their state is large, their decoder meets the world."""
+    some, few = max(rounds // MOST, 1), max(rounds // FEW, 1)
+    kills = {
+        f"images-kill-{name}": (partial(processes.kill_actor, what=what), rounds)
+        for name, what in (
+            ("shard", "ShardProcess"),
+            ("learner", "LearnProcess"),
+            ("publisher", "PublishProcess"),
+        )
+    }
+    return {
+        **kills,
+        "images-kill-daemon": (processes.kill_driver, some),
+        "images-poison": (poison.poisoned, few),
+        "images-sigterm": (processes.stop_under_load, some),
+    }
+
+
 def many(folder: Path, kafka: Server, redis: Server, rounds: int) -> Outcome:
     """10,000 entities: how long until a killed shard has restored them and serves again."""
     with service(folder, kafka, redis, entities=10_000, topic="many") as of:
@@ -143,6 +162,12 @@ def every(
                 items += one_by_one(
                     of, chosen, lambda o: done(replace(o, fault=f"graph: {o.fault}"))
                 )
+        chosen = {name: fault for name, fault in image_faults(rounds).items() if name in wanted}
+        if chosen:
+            with service(folder / "images", kafka, redis, topic="images", kind="images") as of:
+                items += one_by_one(
+                    of, chosen, lambda o: done(replace(o, fault=f"images: {o.fault}"))
+                )
         if "many" in wanted:
             done(many(folder / "many", kafka, redis, max(rounds // FEW, 1)))
         if "soak" in wanted:
@@ -155,7 +180,14 @@ def every(
 def main(asked: list[str]) -> None:
     out = Console(width=150)
     rounds = int(os.environ.get("AFRESH_ROUNDS", "20"))
-    known = [*faults(rounds), *graph_faults(rounds), "many", "simulation", "soak"]
+    known = [
+        *faults(rounds),
+        *graph_faults(rounds),
+        *image_faults(rounds),
+        "many",
+        "simulation",
+        "soak",
+    ]
     if unknown := set(asked) - set(known):
         out.print(f"No fault {', '.join(sorted(unknown))}; there are: {', '.join(known)}.")
         sys.exit(2)
