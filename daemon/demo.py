@@ -24,6 +24,7 @@ from rich.table import Table
 from daemon import servers
 from daemon.cli import fetch_status
 from daemon.demo_graph import GraphReport
+from daemon.demo_images import ImageReport, digits
 from daemon.demo_report import Report
 from daemon.flights import flights, messages, nodes
 from daemon.reading import Reader
@@ -33,11 +34,11 @@ from schemas.errors import AfreshError
 from schemas.stats import Latency
 
 PARTITIONS = 2
-BUDGET_S, GRAPH_BUDGET_S = 170.0, 80.0
-"""Either stream ends by itself within this time, whatever has been reached; without a release, on a busy machine,
+BUDGET_S, GRAPH_BUDGET_S, IMAGE_BUDGET_S = 170.0, 80.0, 70.0
+"""Each stream ends by itself within this time, whatever has been reached; without a release, on a busy machine,
 in PATIENCE times as much."""
 PATIENCE = 3
-UPDATES, GRAPH_UPDATES = 1500, 600
+UPDATES, GRAPH_UPDATES, IMAGE_UPDATES = 1500, 600, 400
 """Enough to see what is learnt; learning itself never ends."""
 HISTORY = 0.3
 """This share of the flights is sent at once; the others follow after the first release, at RATE, so that
@@ -92,14 +93,16 @@ class Demo:
                 self.out.print(report.summary(status, time.monotonic() - began))
                 self.out.print(report.nearest())
                 self._graph(stack, table)
+                digits = self._images(stack)
                 if self.keep:
                     stack.pop_all()
                 else:  # the vectors are read; what follows has the machine to itself
                     with self.out.status("Stopping what was started"):
                         stack.close()
                 with self.out.status("Comparing with an untrained encoder and with aggregates"):
-                    table = report.comparison()
-                self.out.print(table)
+                    tables = report.comparison(), digits.comparison()
+                for table in tables:
+                    self.out.print(table)
                 if self.keep:
                     self._kept(settings, config)
             except KeyboardInterrupt:
@@ -113,30 +116,47 @@ class Demo:
         """The same topic as a graph, read by a daemon of its own."""
         config = Path(__file__).parent.parent / "deploy" / "demo-graph.toml"
         settings = load(config)
-        brokers, own = (
-            os.environ["AFRESH_KAFKA"],
-            [f"{settings.name}.mirror", settings.source.topics[1]],
-        )
-        servers.create_topics(brokers, dict.fromkeys(own, PARTITIONS))
-        if os.environ["AFRESH_DEMO_NAME"] != "flights":
-            stack.callback(self._leave_clean, settings, brokers, own)
         known = nodes(table["time"][0].as_py() - 1)
-        with contextlib.closing(kafka.KafkaProducer(bootstrap_servers=brokers)) as producer:
-            for key, value in known:
-                producer.send(own[1], value=value, key=key)
-            producer.flush(30)
+        topic = settings.source.topics[1]
+        self._topics(stack, settings, [f"{settings.name}.mirror", topic])
+        _send_all(topic, [(key, value, []) for key, value in known])
         self.out.print(
             f"The same flights as a graph, from planes to airports, and what is known of {len(known):,} of them."
         )
         report = GraphReport(settings, table, len(known))
-        self._log = self.folder / "daemon-graph.log"
-        self._rates.clear()
-        began = time.monotonic()
-        daemon = self._daemon(stack, config)
         plan = Plan(report.rows, GRAPH_UPDATES, GRAPH_BUDGET_S, sends=False)
-        status = self._watch(settings, daemon, plan, began)
+        status = self._another(stack, settings, config, plan)
         self.out.print(report.nearest(facts_of(status)))
         self.out.print(report.next_flights())
+
+    def _images(self, stack: contextlib.ExitStack) -> ImageReport:
+        """Images of digits, read by a third daemon."""
+        config = Path(__file__).parent.parent / "deploy" / "demo-images.toml"
+        settings, sent = load(config), digits()
+        topic = settings.source.topics[0]
+        self._topics(stack, settings, [topic, f"{topic}.dlq"])
+        _send_all(topic, [(d.name.encode(), d.png, [("label", d.label.encode())]) for d in sent])
+        self.out.print(f"{len(sent):,} images of handwritten digits, as PNG.")
+        plan = Plan(len(sent), IMAGE_UPDATES, IMAGE_BUDGET_S, sends=False)
+        status = self._another(stack, settings, config, plan)
+        report = ImageReport(settings, sent)
+        self.out.print(report.nearest(facts_of(status)))
+        return report
+
+    def _topics(self, stack: contextlib.ExitStack, settings: Settings, own: list[str]) -> None:
+        brokers = os.environ["AFRESH_KAFKA"]
+        servers.create_topics(brokers, dict.fromkeys(own, PARTITIONS))
+        if os.environ["AFRESH_DEMO_NAME"] != "flights":
+            stack.callback(self._leave_clean, settings, brokers, own)
+
+    def _another(
+        self, stack: contextlib.ExitStack, settings: Settings, config: Path, plan: "Plan"
+    ) -> dict[str, Any]:
+        """A daemon beside the first; its last status."""
+        self._log = self.folder / f"daemon-{config.stem.removeprefix('demo-')}.log"
+        self._rates.clear()
+        began = time.monotonic()
+        return self._watch(settings, self._daemon(stack, config), plan, began)
 
     # -- what it starts ---------------------------------------------------------------------------
 
@@ -338,6 +358,15 @@ class Demo:
             f"Commands, after this line: afresh status --config {config}", soft_wrap=True
         )
         self.out.print(f"export {names}", soft_wrap=True, highlight=False)
+
+
+def _send_all(topic: str, messages: list[tuple[bytes, bytes, list[tuple[str, bytes]]]]) -> None:
+    """Keys, values and headers, all at once."""
+    brokers = os.environ["AFRESH_KAFKA"]
+    with contextlib.closing(kafka.KafkaProducer(bootstrap_servers=brokers)) as producer:
+        for key, value, headers in messages:
+            producer.send(topic, value=value, key=key, headers=headers)
+        producer.flush(30)
 
 
 def facts_of(status: dict[str, Any]) -> dict[str, Any]:
