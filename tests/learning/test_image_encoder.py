@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -203,3 +206,12 @@ def test_weights_that_do_not_fit_are_refused_with_what_differs(tmp_path):
 def test_a_backbone_that_cannot_be_is_refused(config, says):
     with pytest.raises(SettingsError, match=says):
         encoders.build(config, Shape(0, 1, side=SIDE))
+
+
+def test_learners_of_other_kinds_do_not_load_timm():
+    """It takes seconds and 200 MB."""
+    code = (
+        "import learning.field_learner, learning.compatibility, sys; print('timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
