@@ -26,7 +26,6 @@ from actors.shard import resident_bytes
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
-from learning.image_learner import ImageLearner
 from learning.learner import Learner, StepStats, due_updates
 from learning.memory_learner import MemoryLearner
 from schemas.errors import SnapshotError
@@ -48,6 +47,8 @@ def learner_of(config: LearnerConfig, encoder: EncoderConfig, shape: Shape, devi
     if isinstance(encoder, GraphMemoryConfig):
         make = MemoryLearner
     elif shape.unit == "image":
+        from learning.image_learner import ImageLearner  # timm is slow to load
+
         make = ImageLearner
     return make(config, encoder, shape, device=device)
 

@@ -7,7 +7,6 @@ from torch import Tensor
 from learning.config import EncoderConfig, LearnerConfig
 from learning.encoders.base import Encoder
 from learning.field_learner import FieldLearner
-from learning.image_learner import ImageLearner
 from learning.kinds.events import subset
 from learning.learner import Learner
 from learning.student import embed
@@ -57,7 +56,11 @@ def untrained_vectors(config: EncoderConfig, shape: Shape, windows: Windows, see
 
     What learning is worth is measured against it: normaliser, clip bounds and admitted
     categories are a trained encoder's, the weights are as they were drawn."""
-    make: type[Learner] = ImageLearner if shape.side else FieldLearner
+    make: type[Learner] = FieldLearner
+    if shape.side:
+        from learning.image_learner import ImageLearner  # timm is slow to load
+
+        make = ImageLearner
     learner = make(LearnerConfig(seed=seed, held_out_share=0.0), config, shape)
     for start in range(0, len(windows), RECEIVED):
         learner.receive(subset(windows, np.arange(start, min(start + RECEIVED, len(windows)))))

@@ -26,7 +26,7 @@ class TimmConfig(
     stem: str = (
         "auto"  # of a ResNet: "small" keeps the resolution, "half" halves it, "own", by size
     )
-    width: Annotated[float, Meta(gt=0, le=4)] = 1.0  # of a ResNet: times its channels
+    width: Annotated[float, Meta(gt=0, le=4)] | None = None  # of a ResNet: times its channels
     patch: Annotated[int, Meta(ge=0, le=64)] = 0  # of a ViT: side of a patch; 0: as its name says
     weights: str = ""  # a file of safetensors to begin from
 

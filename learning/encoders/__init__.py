@@ -14,7 +14,6 @@ from learning.encoders.graph_isomorphism import GraphIsomorphismEncoder
 from learning.encoders.graph_memory import GraphMemoryEncoder
 from learning.encoders.graph_mixer import GraphMixerEncoder
 from learning.encoders.gru import GruEncoder
-from learning.encoders.image import TimmEncoder
 from learning.encoders.linear_recurrence import LinearRecurrenceEncoder
 from learning.encoders.temporal_attention import TemporalAttentionEncoder
 from schemas.stream import Shape
@@ -33,5 +32,7 @@ def build(config: EncoderConfig, shape: Shape) -> Encoder:
     if isinstance(config, GruConfig):
         return GruEncoder(shape, config)
     if isinstance(config, TimmConfig):
+        from learning.encoders.image import TimmEncoder  # timm is slow to load
+
         return TimmEncoder(shape, config)
     return LinearRecurrenceEncoder(shape, config)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -17,7 +20,7 @@ from schemas.stream import Shape
 from tests.learning.images import SHAPE, SIDE, noise, windows_of
 
 CONFIGS = {
-    "resnet": TimmConfig(dim=8, size=SIDE, width=0.125),
+    "resnet": TimmConfig(dim=8, size=SIDE, width=0.125, stem="small"),
     "vit": TimmConfig(dim=8, size=SIDE, backbone="test_vit", patch=4),
     "vit with registers": TimmConfig(dim=8, size=SIDE, backbone="test_vit4", patch=4),
     "own norm": TimmConfig(dim=8, size=SIDE, width=0.125, norm="own", stem="half"),
@@ -128,7 +131,7 @@ def test_activations_fused_into_a_norm_stay():
     assert acts and any(not isinstance(m.act, nn.Identity) for m in acts)
 
 
-@pytest.mark.parametrize(("stem", "grid"), [("small", 2), ("half", 1), ("auto", 2)])
+@pytest.mark.parametrize(("stem", "grid"), [("small", 2), ("half", 1), ("auto", 1)])
 def test_the_stem_says_how_much_resolution_is_left(stem, grid):
     assert made(TimmConfig(dim=8, size=16, width=0.125, stem=stem)).grid() == grid
 
@@ -203,3 +206,12 @@ def test_weights_that_do_not_fit_are_refused_with_what_differs(tmp_path):
 def test_a_backbone_that_cannot_be_is_refused(config, says):
     with pytest.raises(SettingsError, match=says):
         encoders.build(config, Shape(0, 1, side=SIDE))
+
+
+def test_learners_of_other_kinds_do_not_load_timm():
+    """It takes seconds and 200 MB."""
+    code = (
+        "import learning.field_learner, learning.compatibility, sys; print('timm' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -14,7 +14,7 @@ from schemas.errors import SettingsError
 from schemas.records import Windows, category_hash
 from tests.learning.images import SHAPE, SIDE, noise, textures, windows_of
 
-ENCODER = TimmConfig(dim=8, size=SIDE, width=0.125)
+ENCODER = TimmConfig(dim=8, size=SIDE, width=0.125, stem="small")
 VIT = TimmConfig(dim=8, size=SIDE, backbone="test_vit", patch=4)
 VICREG = VicregConfig(expander=16)
 
