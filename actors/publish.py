@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ import msgspec
 import structlog
 from msgspec import Meta
 
+from actors import gates, requests
 from actors.encode import (
     current_release,
     read_release,
@@ -22,11 +24,12 @@ from actors.encode import (
     set_current,
 )
 from actors.folders import Folder, folders, write_folder
+from actors.gates import GatesConfig
 from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
 from actors.shard import resident_bytes
-from actors.sink import Current, Value
+from actors.sink import Current, Kind, Value
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
@@ -56,7 +59,16 @@ class ReleaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At least so many updates lie between two releases."""
     parity: Annotated[float, Meta(gt=0)] = 1e-5
     """Largest difference allowed between ONNX Runtime and PyTorch."""
+    gates: GatesConfig = GatesConfig()
     keep_redis: Annotated[int, Meta(ge=2)] = 10
+
+
+class Refused(ReleaseError):
+    """Gates refuse a release."""
+
+    def __init__(self, reason: str, gates: tuple[str, ...]) -> None:
+        super().__init__(reason)
+        self.gates = gates
 
 
 class Publish:
@@ -92,9 +104,16 @@ class Publish:
 
     def turn(self) -> None:
         """Tells Redis of the current release where it does not know it; releases what is due."""
+        asked = requests.take(self._releases)
+        if asked is not None and asked.rollback:
+            self._roll_back(asked.rollback)
         current = current_release(self._releases)
         self._tell(current)
-        if self.oldest_release in (0, current):
+        self._stats.held = requests.held(self._releases)
+        if asked is not None and not asked.rollback:
+            self._tried = ""  # also one that was refused
+            self._release_newest(current, force=asked.force)
+        elif not self._stats.held and self.oldest_release in (0, current):
             self._release_newest(current)
         if current:
             self._describe(self._manifest(current))
@@ -132,7 +151,21 @@ class Publish:
 
     # -- a release --------------------------------------------------------------------------------
 
-    def _release_newest(self, current: int) -> None:
+    def _roll_back(self, release: int) -> None:
+        """Serves an older release again. None follows by itself until somebody asks for one."""
+        try:
+            read_release(self._releases / str(release))
+        except ReleaseError as error:
+            log.error("rollback_refused", release=release, reason=str(error))
+            return
+        refuse_replaced(self._root, self._epoch >> 20, "this publisher")
+        requests.hold(self._releases, f"rolled back to {release}")
+        with suppress(SinkDown):
+            self._put(release, needed=True)
+        set_current(self._releases, release)
+        log.warning("rolled_back", release=release, next="no release until `afresh release`")
+
+    def _release_newest(self, current: int, force: bool = False) -> None:
         found = folders(self._root / "learner")
         if not found or found[0].name == self._tried:
             return
@@ -142,10 +175,11 @@ class Publish:
         number = 1 + max([current, *_numbers(self._releases), *_numbers(self._refused)])
         began = time.monotonic()
         try:
-            manifest = self._build(Folder.open(found[0]), number, current)
+            manifest = self._build(Folder.open(found[0]), number, current, force)
         except Exception as error:  # whatever the exporter raises, the release before goes on
-            check = "parity" if "parity" in str(error) else "export"
-            self._stats.refused[check] = self._stats.refused.get(check, 0) + 1
+            checks = error.gates if isinstance(error, Refused) else ("export",)
+            for check in checks:
+                self._stats.refused[check] = self._stats.refused.get(check, 0) + 1
             log.error(
                 "release_refused",
                 release=number,
@@ -156,6 +190,7 @@ class Publish:
                 shutil.rmtree(self._refused / str(old), ignore_errors=True)
             return
         self._stats.export_s = time.monotonic() - began
+        requests.resume(self._releases)
         self._switch(number)
         self._stats.releases += 1
         log.info("released", release=number, updates=manifest.updates, seconds=self._stats.export_s)
@@ -168,7 +203,7 @@ class Publish:
         set_current(self._releases, number)
         self._tell(number)
 
-    def _build(self, snapshot: Folder, number: int, current: int) -> Manifest:
+    def _build(self, snapshot: Folder, number: int, current: int, force: bool) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
         import safetensors.torch  # not above: shards and commands import this file, and need no torch
         import torch
@@ -182,6 +217,7 @@ class Publish:
         resident = Windows.of_arrays(snapshot.tensors(RESIDENT_FILE))
         held_out = Windows.of_arrays(snapshot.tensors(HELD_OUT_FILE))
         generation, overlaps = 1, dict[str, Overlap]()
+        judged = held_out if len(held_out) >= gates.LEAST else resident
         if current:
             served = self._manifest(current)
             generation = served.generation
@@ -197,19 +233,35 @@ class Publish:
         metadata = {"stream": self._name, "release": str(number), "generation": str(generation)}
         graphs = export.export(encoder, metadata)
         worst = export.parity(encoder, graphs, some(resident, 64))
-        gate = Gate("parity", worst, self._config.parity, worst <= self._config.parity)
-        manifest = self._manifest_of(graphs, number, generation, snapshot, gate, overlaps)
-        root = self._releases if gate.ok else self._refused
+        c = self._config
+        parity = Gate("parity", worst, c.parity, worst <= c.parity)
+        passed = [
+            *gates.collapse(c.gates, of_encoder(encoder, some(judged, gates.JUDGED))),
+            *gates.self_retrieval(
+                c.gates,
+                judged,
+                self._stream.shape.session_gap_us,
+                partial(of_encoder, encoder),
+                partial(self._vectors, current) if current else None,
+            ),
+            *gates.overlap(
+                c.gates, *(getattr(overlaps.get(o), "cosine", None) for o in ("previous", "first"))
+            ),
+        ]
+        every = (parity, *passed)
+        self._stats.gates = {g.name: (g.value, g.threshold) for g in every}
+        manifest = self._manifest_of(graphs, number, generation, snapshot, every, overlaps)
+        refused = tuple(g.name for g in (every if not force else (parity,)) if not g.ok)
+        root = self._refused if refused else self._releases
         write_folder(
             root,
             str(number),
             files(graphs),
             lambda: msgspec.to_builtins(manifest),
         )
-        if not gate.ok:
-            raise ReleaseError(
-                f"parity: ONNX Runtime and PyTorch differ by {worst:.2e}, at most {gate.threshold:.2e} is "
-                f"allowed (release.parity). The graphs are in {root / str(number)}."
+        if refused:
+            raise Refused(
+                f"{gates.reason(every)}. The graphs are in {root / str(number)}.", refused
             )
         return manifest
 
@@ -219,7 +271,7 @@ class Publish:
         number: int,
         generation: int,
         snapshot: Folder,
-        gate: Gate,
+        passed: tuple[Gate, ...],
         overlaps: dict[str, Overlap],
     ) -> Manifest:
         return Manifest(
@@ -234,7 +286,7 @@ class Publish:
             **described(graphs),
             snapshot=snapshot.path.name,
             updates=snapshot.meta["updates"],
-            gates=(gate,),
+            gates=passed,
             overlap_previous=overlaps.get("previous"),
             overlap_first=overlaps.get("first"),
         )
@@ -263,7 +315,11 @@ class Publish:
         for number in sorted(kept - self._there):
             self._put(number, needed=number == current)
         manifest = self._manifest(current)
-        self._sink.set_current(Current(current, manifest.generation, manifest.dim), self._epoch)
+        told = self._sink.read_current()
+        kind: Kind = "rollback" if told is not None and current < told.release else "release"
+        self._sink.set_current(
+            Current(current, manifest.generation, manifest.dim), self._epoch, kind
+        )
         for number in numbers:
             if number not in kept:
                 self._sink.drop_release(number, self._epoch)

@@ -34,3 +34,18 @@ def alignment(a_BD: Tensor, b_BD: Tensor) -> Tensor:
 
     Source: Wang and Isola, arXiv:2005.10242."""
     return (a_BD - b_BD).square().sum(1).mean()
+
+
+def spread(z_BD: Tensor) -> Tensor:
+    """How far unit vectors lie apart: the root of their total variance; 0 is collapse, 1 as even as can be."""
+    total: Tensor = z_BD.double().var(0, unbiased=False).sum().sqrt()
+    return total
+
+
+def retrieval(a_BD: Tensor, b_BD: Tensor) -> float:
+    """Share of rows of a whose nearest row of b, by cosine, is the one of the same index: recall at 1. Ties, as where
+    all vectors are the same, are no hits."""
+    near_BB = a_BD @ b_BD.T
+    own = near_BB.diagonal().clone()
+    near_BB.fill_diagonal_(-torch.inf)
+    return float((own > near_BB.amax(1)).float().mean()) if len(a_BD) > 1 else 1.0

@@ -105,6 +105,10 @@ class PublisherStats:
     release_age_s: float = -1.0
     releases: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # parity | export | onnx | ... -> count
+    gates: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # value, threshold; of the last tried
+    held: str = ""  # why no release comes by itself
     export_s: float = float("nan")
     overlap_cosine: float = float("nan")
     overlap_neighbours: float = float("nan")

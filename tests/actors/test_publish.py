@@ -12,12 +12,13 @@ import redis
 import safetensors.torch
 
 from actors.encode import Release, current_release, set_current
-from actors.folders import Folder
+from actors.folders import Folder, write_folder
 from actors.graphs import in_parts
 from actors.learn import Learn
-from actors.publish import RESIDENT_FILE, Publish, ReleaseConfig
+from actors.publish import ENCODER_FILE, RESIDENT_FILE, Publish, ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
+from actors.requests import Request, ask
 from daemon import servers
 from learning import compatibility, encoders, export
 from learning.config import LearnerConfig
@@ -128,7 +129,8 @@ def test_the_first_release(service: Service, database: redis.Redis, stream: str)
     assert msgspec.json.decode(found[b"manifest"], type=Manifest) == manifest  # type: ignore[index]
     assert (manifest.stream, manifest.snapshot, manifest.updates) == (stream, "1-1", 3)
     assert manifest.fields == STREAM.field
-    assert [(g.name, g.ok) for g in manifest.gates] == [("parity", True)]
+    names = ["parity", "rank", "spread", "retrieval"]
+    assert [(g.name, g.ok) for g in manifest.gates] == [(name, True) for name in names]
     assert manifest.overlap_previous is None
     stats = service.publish.stats()
     assert (stats.release, stats.generation, stats.releases, stats.sink_up) == (1, 1, 1, True)
@@ -298,3 +300,80 @@ def test_a_harmed_current_release_is_not_announced(service: Service) -> None:
     service.start()
     with pytest.raises(ReleaseError, match="truncated or altered"):
         service.turns()
+
+
+def collapse(folder: Path) -> None:
+    """The snapshot's encoder makes one vector of all."""
+    weights = safetensors.torch.load(Folder.open(folder).read(ENCODER_FILE))
+    weights["out.weight"] *= 1e-6
+    weights["out.bias"] += 1.0
+    others = {f: Folder.open(folder).read(f) for f in Folder.open(folder).files}
+    others[ENCODER_FILE] = safetensors.torch.save(weights)
+    meta = Folder.open(folder).meta
+    shutil.rmtree(folder)
+    write_folder(folder.parent, folder.name, list(others.items()), lambda: meta)
+
+
+def test_a_collapse_is_never_released(service: Service, database: redis.Redis, stream: str) -> None:
+    service.release(0)
+    service.snapshot(1)
+    collapse(service.root / "learner" / "2-1")
+    service.turns(5)
+    assert service.current == 1
+    assert entries(database, stream) == [(b"1", b"release")]
+    refused = msgspec.convert(
+        Folder.open(service.root / "releases" / "refused" / "2").meta, Manifest
+    )
+    assert {g.name for g in refused.gates if not g.ok} >= {"rank", "spread"}
+    stats = service.publish.stats()
+    assert stats.refused["rank"] == stats.refused["spread"] == 1
+    value, threshold = stats.gates["rank"]
+    assert value < threshold == 1.2
+    service.release(2)
+    assert service.current == 3, "the next one passes"
+
+
+def test_who_forces_it_gets_what_the_gates_refuse(service: Service) -> None:
+    service.release(0)
+    service.snapshot(1)
+    collapse(service.root / "learner" / "2-1")
+    service.turns()
+    assert service.current == 1
+    ask(service.root / "releases", Request(force=True))
+    service.turns()
+    assert service.current == 3
+    assert {g.name for g in service.manifest(3).gates if not g.ok} >= {"rank", "spread"}
+
+
+def test_rolled_back_it_stays_so_until_somebody_asks(
+    service: Service, database: redis.Redis, stream: str
+) -> None:
+    for number in range(3):
+        service.release(number)
+    ask(service.root / "releases", Request(rollback=2))
+    service.turns(1)
+    assert service.current == 2
+    assert database.hget(current_key(stream), "release") == b"2"
+    assert entries(database, stream)[-1] == (b"2", b"rollback")
+    service.release(3)
+    assert service.current == 2, "no release comes by itself"
+    assert service.publish.stats().held == "rolled back to 2"
+    service.start()
+    service.turns()
+    assert service.current == 2, "nor after a restart"
+    ask(service.root / "releases", Request())
+    service.turns()
+    assert (service.current, service.publish.stats().held) == (4, "")
+    assert entries(database, stream)[-1] == (b"4", b"release")
+
+
+@pytest.mark.parametrize("release", [7, 2])
+def test_nobody_rolls_back_to_what_is_not_whole(service: Service, release: int) -> None:
+    for number in range(3):
+        service.release(number)
+    graph = service.root / "releases" / "2" / "encode.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    ask(service.root / "releases", Request(rollback=release))
+    service.turns()
+    assert service.current == 3
+    assert service.publish.stats().held == ""

@@ -1,0 +1,58 @@
+"""What an operator asks of the publisher, as files beside the releases: to go back, or to release now.
+
+The publisher looks for them in its loop. After a rollback it holds releases until it is asked for one."""
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from actors.folders import write_file
+
+ASKED, HELD = "asked.json", "held"
+
+
+@dataclass(frozen=True)
+class Request:
+    """rollback: to which release; 0: make one now. force: whatever the gates say, but for parity."""
+
+    rollback: int = 0
+    force: bool = False
+
+
+def ask(releases: Path, request: Request) -> None:
+    write_file(releases / ASKED, json.dumps(asdict(request)).encode())
+
+
+def waits(releases: Path) -> bool:
+    """Whether the publisher has yet to look."""
+    return (releases / ASKED).exists()
+
+
+def take(releases: Path) -> Request | None:
+    """What is asked, once."""
+    path = releases / ASKED
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    with suppress(OSError):
+        path.unlink()
+    return None if found is None else Request(int(found["rollback"]), bool(found["force"]))
+
+
+def hold(releases: Path, reason: str) -> None:
+    write_file(releases / HELD, reason.encode())
+
+
+def resume(releases: Path) -> None:
+    with suppress(OSError):
+        (releases / HELD).unlink()
+
+
+def held(releases: Path) -> str:
+    """Why no release comes by itself; empty where they do."""
+    try:
+        return (releases / HELD).read_text()
+    except OSError:
+        return ""
