@@ -17,6 +17,7 @@ from actors.processes import Spec, Status
 from actors.shard import resident_bytes
 from actors.source import partitions
 from daemon.http import Http
+from daemon.machine import disk, memory_limit
 from daemon.settings import Settings, check
 from daemon.supervisor import (
     Alive,
@@ -66,6 +67,7 @@ class App:
     _exit: AfreshError | None = None
     _ray_died: bool = False
     _groups: int = 0
+    _memory_limit: int = field(default_factory=memory_limit)
 
     # -- run --------------------------------------------------------------------------------------
 
@@ -343,6 +345,8 @@ class App:
             self._lease.epoch if self._lease else 0,
             resident_bytes(),
             usage.ru_utime + usage.ru_stime,
+            self._memory_limit,
+            *disk(self.settings.folder),
         )
 
     def health(self) -> list[str]:

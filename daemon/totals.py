@@ -30,6 +30,9 @@ class Snapshot:
     epoch: int = 0
     daemon_memory_bytes: int = 0
     daemon_cpu_s: float = 0.0
+    memory_limit_bytes: int = 0
+    disk_bytes: int = 0  # of the filesystem that holds the state folder
+    disk_free_bytes: int = 0
 
     @property
     def groups(self) -> list[GroupStats]:
