@@ -10,6 +10,7 @@ from actors.publish import ReleaseConfig
 from learning.config import LearnerConfig
 from schemas.stats import (
     LATENCY_BOUNDS_S,
+    LETTERS,
     GroupStats,
     Latency,
     LearnerStats,
@@ -104,6 +105,7 @@ def _sum(a: Any, b: Any) -> Any:
         changed[name] = max(getattr(a, name), getattr(b, name))
     if kind is ShardStats:
         changed["groups"] = _groups(a.groups, b.groups)
+        changed["letters"] = [*a.letters, *b.letters][-LETTERS:]
     return dataclasses.replace(b, **changed)
 
 

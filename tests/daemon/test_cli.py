@@ -21,6 +21,7 @@ import pytest
 
 from daemon import dashboard, servers
 from daemon.metrics import NAMES
+from tests.daemon.browser import browse
 from tests.daemon.prometheus import ALERTS, ask, prometheus
 from tests.helpers import eventually
 
@@ -293,6 +294,19 @@ def test_a_real_prometheus_scrapes_it_and_can_evaluate_everything(
     assert {line.split()[2] for line in lines if line.startswith("# TYPE")} == NAMES
     there = {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
     assert there - series == {"afresh_build_info"}, "it has no stream"
+
+
+def test_a_browser_shows_the_running_service(service: Service, tmp_path: Path) -> None:
+    seen = browse(f"{service.address}/", tmp_path)
+    assert seen.console == []
+    assert {url.removeprefix(service.address) for url in seen.asked} == {"/page.json", "/map.json"}
+    assert {key: seen.text(key) for key in ("entities", "lag", "dead", "release")} == {
+        "entities": str(ENTITIES), "lag": "0", "dead": "2", "release": "1",
+    }  # fmt: skip
+    assert seen.text("loss") != "–"
+    assert "missing_time" in seen.dom and f"{service.name} [" in seen.dom
+    assert ">well<" in seen.dom and "1 current" in seen.dom
+    assert f"{ENTITIES} of the newest" in seen.dom
 
 
 def test_a_second_daemon_is_refused_and_told_who_holds_it(service: Service) -> None:
