@@ -12,7 +12,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check format lock bench quality-events quality-graph test-faults env servers clean
+.PHONY: help demo test check format lock bench quality-events quality-graph test-faults docs env servers clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,9 @@ quality-graph: env ## measure what a graph's model knows; AFRESH_DATA names the 
 
 test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)
+
+docs: env ## write docs/metrics.md's table and Grafana's dashboard anew from the code
+	$(BIN)/python -m daemon.generated
 
 lock: env ## pin the newest versions anew; then: make servers test
 	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.txt

@@ -1,5 +1,6 @@
 """Why a record cannot be used: the closed set of classes, and the error that carries one."""
 
+import re
 from typing import Literal
 
 from schemas.errors import Invalid
@@ -20,3 +21,17 @@ class Rejected(Invalid):
     def __init__(self, error: ErrorClass, reason: str) -> None:
         super().__init__(reason)
         self.error: ErrorClass = error
+
+
+PATHS = frozenset(
+    {"wrong_type", "wrong_columns", "infinite", "bad_time", "missing_entity", "missing_time"}
+)
+"""Classes whose reasons quote the settings, not the record."""
+_QUOTED = re.compile(r"""b?'(?:\\.|[^'\\])*'|b?"(?:\\.|[^"\\])*"|\w+://[^\s]*(?<!:)""")
+SHOWN = 200
+
+
+def discreet(error: str, reason: str) -> str:
+    """The reason without anything of the record, for pages and logs."""
+    told = reason if error in PATHS else _QUOTED.sub("…", reason)
+    return told if len(told) <= SHOWN else told[: SHOWN - 1] + "…"

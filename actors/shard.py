@@ -17,17 +17,18 @@ import structlog
 from msgspec import Meta
 
 from actors.budget import Budget
-from actors.decode import Decoder
+from actors.decode import BadRecord, Decoder
 from actors.embed import Releases
 from actors.group import Group
 from actors.images import Images
 from actors.offers import Offers
 from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
+from actors.rejected import discreet
 from actors.sink import Sink, Vectors, WriteResult
 from actors.skew import Part, Piece, Skew
 from schemas.errors import SinkDown, SnapshotError, SourceDown
 from schemas.records import I64, Decoded, Windows, category_hash
-from schemas.stats import LATENCY_BOUNDS_S, Latency, ShardStats
+from schemas.stats import LATENCY_BOUNDS_S, LETTERS, BadLetter, Latency, ShardStats
 
 LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
 log = structlog.get_logger()
@@ -191,7 +192,20 @@ class Shard:
         for b in bad:
             self.dead_letters.send(batch, b.at, b.error, b.reason, b.row)
             self._stats.dead_letters[b.error] = self._stats.dead_letters.get(b.error, 0) + 1
+        self._show(batch, bad[-LETTERS:])
         self.skew.put(part, decoded, max(reached, batch.next_offset))
+
+    def _show(self, batch: Batch, bad: list[BadRecord]) -> None:
+        """The newest bad records, for people to look at."""
+        topic = self.source.topics[batch.topic]
+        newest = [
+            BadLetter(
+                b.error, discreet(b.error, b.reason), topic, batch.group,
+                int(batch.offsets[b.at]), int(batch.timestamps_ms[b.at]),
+            )
+            for b in bad
+        ]  # fmt: skip
+        self._stats.letters = [*self._stats.letters, *newest][-LETTERS:]
 
     def _take(self, group: Group, pieces: list[Piece]) -> None:
         parts, edges, seen, quiet = list[Decoded](), list[Windows](), list[Windows](), list[I64]()

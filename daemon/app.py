@@ -16,7 +16,10 @@ from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
 from actors.shard import resident_bytes
 from actors.source import partitions
+from daemon.history import History
 from daemon.http import Http
+from daemon.machine import disk, memory_limit
+from daemon.page import Page
 from daemon.settings import Settings, check
 from daemon.supervisor import (
     Alive,
@@ -66,6 +69,8 @@ class App:
     _exit: AfreshError | None = None
     _ray_died: bool = False
     _groups: int = 0
+    _history: History = field(default_factory=History)
+    _memory_limit: int = field(default_factory=memory_limit)
 
     # -- run --------------------------------------------------------------------------------------
 
@@ -131,7 +136,8 @@ class App:
         """`patient`: whom we took over from may hold the port for a moment longer."""
         until = time.monotonic() + (self.settings.service.grace_s if patient else 0.0)
         while True:
-            http = Http(self.settings.http, self.snapshot, self.health, self.ready)
+            page = Page.of(self.settings, self._history)
+            http = Http(self.settings.http, self.snapshot, self.health, self.ready, page)
             try:
                 self.address = http.start()
             except SettingsError:
@@ -259,7 +265,10 @@ class App:
                 case Nothing():
                     pass
         self._align()
-        groups = self.snapshot().groups
+        known = self.snapshot()
+        if self._history.due(now):
+            self._history.add(now, known)
+        groups = known.groups
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
             self._children["publisher"].handle.tell("oldest_release", min(tags, default=0))
@@ -343,6 +352,8 @@ class App:
             self._lease.epoch if self._lease else 0,
             resident_bytes(),
             usage.ru_utime + usage.ru_stime,
+            self._memory_limit,
+            *disk(self.settings.folder),
         )
 
     def health(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""HTTP: /metrics for Prometheus, /healthz and /readyz for the orchestrator, /status for people and commands.
+"""HTTP: /metrics for Prometheus, /healthz and /readyz for the orchestrator, /status for commands, / for people.
 
 With a token, all but /healthz ask for it."""
 
@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from daemon.metrics import registry
+from daemon.page import HEADERS, HTML, Page
 from daemon.settings import HttpConfig
 from daemon.totals import Snapshot
 from schemas.errors import SettingsError
@@ -57,6 +58,7 @@ class Http:
         snapshot: Callable[[], Snapshot],
         health: Callable[[], list[str]],
         ready: Callable[[], list[str]],
+        page: Page | None = None,
     ) -> None:
         found = registry(snapshot)
 
@@ -73,14 +75,15 @@ class Http:
             body = {"health": health(), "ready": ready(), **as_json(snapshot())}
             return Response(json.dumps(body), media_type="application/json")
 
-        app: ASGIApp = Starlette(
-            routes=[
-                Route("/metrics", metrics),
-                Route(OPEN, healthz),
-                Route("/readyz", readyz),
-                Route("/status", status),
-            ]
-        )
+        routes = [
+            Route("/metrics", metrics),
+            Route(OPEN, healthz),
+            Route("/readyz", readyz),
+            Route("/status", status),
+        ]
+        if page is not None:
+            routes += _of_page(page, lambda: page.told(snapshot(), health(), ready()))
+        app: ASGIApp = Starlette(routes=routes)
         token = config.token()
         if token is not None:
             app = _Guard(app, token)
@@ -116,6 +119,19 @@ class Http:
     def stop(self) -> None:
         self._server.should_exit = True
         self._thread.join(5)
+
+
+def _of_page(page: Page, told: Callable[[], dict[str, Any]]) -> list[Route]:
+    def html(_: Request) -> Response:
+        return Response(HTML, media_type="text/html", headers=HEADERS)
+
+    def page_json(_: Request) -> Response:
+        return JSONResponse(as_json(told()), headers=HEADERS)
+
+    def map_json(_: Request) -> Response:
+        return JSONResponse(as_json(page.map()), headers=HEADERS)
+
+    return [Route("/", html), Route("/page.json", page_json), Route("/map.json", map_json)]
 
 
 def _answer(wrong: list[str]) -> JSONResponse:

@@ -1,9 +1,12 @@
-"""Every Prometheus metric, made of the plain stats that the processes return."""
+"""Every Prometheus metric: one table, from which /metrics, docs/metrics.md and the tests follow.
+
+To add one: give the stats a field (schemas/stats.py) and TABLE a line, then `make docs`."""
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
+from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -15,10 +18,220 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from actors.rejected import ErrorClass
 from daemon.totals import Snapshot
-from schemas.stats import LATENCY_BOUNDS_S, Latency, LearnerStats, PublisherStats
+from schemas.stats import LATENCY_BOUNDS_S, GroupStats, Latency
 
 PHASES = ("starting", "replaying", "waiting", "serving", "paused")
+
+Value = float | Mapping[Any, float] | list[Latency] | Mapping[str, str] | None
+"""One number; one for each value of the label, or tuple of values of the labels; parts of a histogram; words of an
+info. None, and a number that is NaN: no sample."""
+Read = Callable[[Snapshot], Value]
+
+
+class Spec(NamedTuple):
+    """`name` as /metrics and PromQL have it; `labels` beside `stream`; `always`: values of the label that have a
+    sample from the start, without which `increase()` misses the first."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    text: str
+    read: Read
+    labels: tuple[str, ...] = ()
+    always: tuple[str, ...] = ()
+
+    @property
+    def all_labels(self) -> list[str]:
+        return sorted(self.labels if self.kind == "info" else ("stream", *self.labels))
+
+
+# -- where values come from -------------------------------------------------------------------------
+
+
+def shards(field: str) -> Read:
+    """The sum over shards, of a number or of a count by label."""
+    return lambda s: _added(getattr(shard, field) for shard in s.shards.values())
+
+
+def parts(field: str) -> Read:
+    """Each shard's histogram."""
+    return lambda s: [getattr(shard, field) for shard in s.shards.values()]
+
+
+def all_shards(field: str) -> Read:
+    """1 where it is true of every shard, and there is one."""
+    return lambda s: float(
+        bool(s.shards) and all(getattr(shard, field) for shard in s.shards.values())
+    )
+
+
+def groups(field: str) -> Read:
+    """The sum over partition groups."""
+    return lambda s: float(sum(getattr(group, field) for group in s.groups))
+
+
+def over_groups(reduce: Callable[[list[GroupStats]], float]) -> Read:
+    return lambda s: reduce(s.groups)
+
+
+def learner(field: str) -> Read:
+    return lambda s: getattr(s.learner, field, None)
+
+
+def publisher(field: str) -> Read:
+    return lambda s: getattr(s.publisher, field, None)
+
+
+def daemon(field: str) -> Read:
+    return lambda s: getattr(s, field)
+
+
+def processes(daemons: str, field: str) -> Read:
+    """Of the daemon and of each process below it."""
+
+    def read(s: Snapshot) -> Value:
+        found = {"daemon": getattr(s, daemons)}
+        found |= {name: getattr(shard, field) for name, shard in sorted(s.shards.items())}
+        others = {"learner": s.learner, "publisher": s.publisher}
+        return found | {n: getattr(x, field) for n, x in others.items() if x is not None}
+
+    return read
+
+
+def _added(values: Iterable[Any]) -> Value:
+    total: dict[Any, float] = {}
+    number = 0.0
+    for value in values:
+        if isinstance(value, dict):
+            for key, count in value.items():
+                total[key] = total.get(key, 0) + count
+        else:
+            number += value
+    return total or number
+
+
+def _phases(s: Snapshot) -> Value:
+    return {phase: sum(g.phase == phase for g in s.groups) for phase in PHASES}
+
+
+def _snapshot_age(found: list[GroupStats]) -> float:
+    return max((g.snapshot_age_s for g in found), default=-1.0)
+
+
+def _oldest_release(found: list[GroupStats]) -> float:
+    return min((g.oldest_release for g in found if g.oldest_release), default=0)
+
+
+# -- the table --------------------------------------------------------------------------------------
+
+TABLE: tuple[Spec, ...] = (
+    Spec("afresh_build_info", "info", "Version of afresh and of Python.",
+         lambda _: {"version": version("afresh"), "python": platform.python_version()},
+         ("version", "python")),
+    # the stream
+    Spec("afresh_records_accepted_total", "counter", "Records taken into the state.", shards("accepted")),
+    Spec("afresh_windows_encoded_total", "counter", "Windows encoded anew.", shards("encoded")),
+    Spec("afresh_records_stepped_total", "counter", "Records encoded by one step from the state before.",
+         shards("stepped")),
+    Spec("afresh_vectors_written_total", "counter", "Vectors that Redis took.", shards("written")),
+    Spec("afresh_writes_refused_total", "counter",
+         "Writes that Redis refused as old; above zero after a restart only.", shards("refused")),
+    Spec("afresh_duplicates_total", "counter",
+         "Images so like one seen lately that they are not learnt from, or not written (stream.image.duplicate).",
+         shards("duplicates")),
+    Spec("afresh_windows_sampled_total", "counter",
+         "Training windows handed over for the learner; it may still refuse a call when it is full.",
+         shards("sampled")),
+    Spec("afresh_windows_not_sampled_total", "counter",
+         "Training windows not handed over because the learner was full or gone.", shards("sample_skipped")),
+    Spec("afresh_dead_letters_total", "counter", "Records sent to the dead-letter topic.",
+         shards("dead_letters"), ("error",), get_args(ErrorClass)),
+    Spec("afresh_freshness_seconds", "histogram",
+         "From a record's production to its entity's vector being readable in Redis.", parts("freshness")),
+    Spec("afresh_swap_pause_seconds", "histogram",
+         "How long the stream waited for a new release to be taken up.", parts("swap_pause")),
+    Spec("afresh_snapshot_pause_seconds", "histogram",
+         "How long the stream waited for one slab of a snapshot to be copied.", parts("snapshot_pause")),
+    Spec("afresh_source_up", "gauge", "1 while Kafka answers.", all_shards("source_up")),
+    Spec("afresh_sink_up", "gauge", "1 while Redis answers.", all_shards("sink_up")),
+    # the state: as its groups count, which outlives processes
+    Spec("afresh_entities_evicted_total", "counter", "Entities evicted past the memory cap.", groups("evicted")),
+    Spec("afresh_entities_deleted_total", "counter", "Entities deleted by a null value.", groups("deleted")),
+    Spec("afresh_records_late_total", "counter", "Records placed behind newer ones.", groups("late")),
+    Spec("afresh_records_too_old_total", "counter", "Records older than their entity's ring: counted only.",
+         groups("too_old")),
+    Spec("afresh_snapshots_total", "counter", "Snapshots written.", groups("snapshots")),
+    Spec("afresh_snapshot_failures_total", "counter", "Snapshots that failed; the one before stays.",
+         groups("snapshot_failures")),
+    Spec("afresh_entities", "gauge", "Entities in the state.", groups("entities")),
+    Spec("afresh_lag_records", "gauge", "Records produced but not yet taken.", groups("lag")),
+    Spec("afresh_partitions_held_back", "gauge",
+         "Partitions that wait for slower ones (source.max_skew_s); while catching up only.", groups("held_back")),
+    Spec("afresh_state_bytes", "gauge", "Bytes of the entities' state.", groups("state_bytes")),
+    Spec("afresh_entities_owed", "gauge", "Entities whose vector in Redis is still to be written.",
+         groups("to_encode")),
+    Spec("afresh_groups", "gauge", "Partition groups by phase.", _phases, ("phase",)),
+    Spec("afresh_snapshot_age_seconds", "gauge",
+         "Age of the oldest of the groups' newest snapshots (or since the shard's start); -1: no groups.",
+         over_groups(_snapshot_age)),
+    Spec("afresh_oldest_release", "gauge", "Oldest release that an entity's state carries.",
+         over_groups(_oldest_release)),
+    # learning
+    Spec("afresh_updates_total", "counter", "Optimiser updates since the stream began.", learner("updates")),
+    Spec("afresh_sequences_learnt_total", "counter", "Windows learnt from.", learner("sequences")),
+    Spec("afresh_windows_received_total", "counter", "Windows taken from the shards.", learner("received")),
+    Spec("afresh_learner_snapshot_failures_total", "counter",
+         "Snapshots of the learner that failed; the one before stays.", learner("snapshot_failures")),
+    Spec("afresh_updates_skipped_total", "counter", "Updates that changed nothing, by reason.",
+         learner("skipped"), ("reason",), ("non_finite", "stale")),
+    Spec("afresh_objective_loss", "gauge", "Loss by objective.", learner("objective_losses"), ("objective",)),
+    Spec("afresh_loss", "gauge", "Training loss, weighted over objectives.", learner("loss")),
+    Spec("afresh_held_out_loss", "gauge", "Loss on entities never trained on.", learner("heldout_loss")),
+    Spec("afresh_held_out_entities", "gauge", "Entities never trained on that the learner holds.",
+         learner("heldout_entities")),
+    Spec("afresh_gradient_norm", "gauge", "Norm of the gradient before clipping.", learner("gradient_norm")),
+    Spec("afresh_effective_rank", "gauge", "Dimensions in real use (RankMe); near 1 means collapse.",
+         learner("effective_rank")),
+    Spec("afresh_uniformity", "gauge", "Log mean Gaussian potential of pairs; near 0 means collapse.",
+         learner("uniformity")),
+    Spec("afresh_replay_windows", "gauge", "Windows in the replay.", learner("replay_windows")),
+    Spec("afresh_learner_snapshot_age_seconds", "gauge", "Age of the learner's snapshot; -1: none.",
+         learner("snapshot_age_s")),
+    # releases
+    Spec("afresh_releases_total", "counter", "Releases published.", publisher("releases")),
+    Spec("afresh_releases_refused_total", "counter", "Releases that a check refused.", publisher("refused"),
+         ("check",), ("parity", "export")),
+    Spec("afresh_release", "gauge", "Number of the current release; 0: none yet.", publisher("release")),
+    Spec("afresh_generation", "gauge", "Generation of the current release.", publisher("generation")),
+    Spec("afresh_release_age_seconds", "gauge", "Age of the current release; -1: none yet.",
+         publisher("release_age_s")),
+    Spec("afresh_export_seconds", "gauge", "How long the last export took.", publisher("export_s")),
+    Spec("afresh_overlap_cosine", "gauge", "Mean cosine of a held-out entity's last two releases.",
+         publisher("overlap_cosine")),
+    Spec("afresh_overlap_neighbours", "gauge", "Share of neighbours common to the last two releases.",
+         publisher("overlap_neighbours")),
+    # the machine
+    Spec("afresh_memory_bytes", "gauge", "Resident memory.", processes("daemon_memory_bytes", "memory_bytes"),
+         ("process",)),
+    Spec("afresh_memory_limit_bytes", "gauge", "Memory of the machine, or what its container may have.",
+         daemon("memory_limit_bytes")),
+    Spec("afresh_cpu_seconds_total", "counter", "CPU time.", processes("daemon_cpu_s", "cpu_s"), ("process",)),
+    Spec("afresh_disk_bytes", "gauge", "Size of the filesystem that holds the state folder.", daemon("disk_bytes")),
+    Spec("afresh_disk_free_bytes", "gauge", "Room that is left on it.", daemon("disk_free_bytes")),
+    Spec("afresh_restarts_total", "counter", "Processes started again by the supervisor.", daemon("restarts"),
+         ("process",)),
+    Spec("afresh_epoch", "gauge", "Epoch of the lease held; one more with each start of a daemon.",
+         daemon("epoch")),
+)  # fmt: skip
+NAMES = frozenset(spec.name for spec in TABLE)
+
+# -- from the table to Prometheus -------------------------------------------------------------------
+
+_FAMILIES: dict[str, Callable[..., Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+}
 
 
 class ServiceCollector(Collector):
@@ -29,265 +242,49 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         s = self._snapshot()
-        yield InfoMetricFamily(
-            "afresh_build",
-            "Version of afresh and of Python.",
-            {"version": version("afresh"), "python": platform.python_version()},
-        )
-        yield from self._shards(s)
-        yield from self._groups(s)
-        if s.learner is not None:
-            yield from self._learner(s.stream, s.learner)
-        if s.publisher is not None:
-            yield from self._publisher(s.stream, s.publisher)
-        yield from self._processes(s)
-
-    def _shards(self, s: Snapshot) -> Iterator[Metric]:
-        shards = list(s.shards.values())
-
-        def total(name: str) -> float:
-            return float(sum(getattr(shard, name) for shard in shards))
-
-        for name, text in (
-            ("accepted", "Records taken into the state."),
-            ("encoded", "Windows encoded anew."),
-            ("stepped", "Records encoded by one step from the state before."),
-            ("written", "Vectors that Redis took."),
-            ("refused", "Writes that Redis refused as old; above zero after a restart only."),
-            (
-                "duplicates",
-                "Images so like one seen lately that they are not learnt from, or not written.",
-            ),
-            ("sampled", "Training windows handed to the learner."),
-            (
-                "sample_skipped",
-                "Training windows not handed over because the learner was full or gone.",
-            ),
-        ):
-            metric = {
-                "accepted": "records_accepted", "encoded": "windows_encoded", "stepped": "records_stepped",
-                "written": "vectors_written", "refused": "writes_refused", "sampled": "windows_sampled",
-                "sample_skipped": "windows_not_sampled", "duplicates": "duplicates",
-            }[name]  # fmt: skip
-            yield _counter(f"afresh_{metric}", text, s.stream, total(name))
-        dead = CounterMetricFamily(
-            "afresh_dead_letters",
-            "Records sent to the dead-letter topic.",
-            labels=["stream", "error"],
-        )
-        for error in sorted({key for shard in shards for key in shard.dead_letters}):
-            dead.add_metric([s.stream, error], sum(x.dead_letters.get(error, 0) for x in shards))
-        yield dead
-        for name, text in (
-            (
-                "freshness",
-                "From a record's production to its entity's vector being readable in Redis.",
-            ),
-            ("swap_pause", "How long the stream waited for a new release to be taken up."),
-            (
-                "snapshot_pause",
-                "How long the stream waited for one slab of a snapshot to be copied.",
-            ),
-        ):
-            latencies = [getattr(shard, name) for shard in shards]
-            yield _histogram(f"afresh_{name}_seconds", text, s.stream, latencies)
-        for name, text in (
-            ("source_up", "1 while Kafka answers."),
-            ("sink_up", "1 while Redis answers."),
-        ):
-            up = float(bool(shards) and all(getattr(shard, name) for shard in shards))
-            yield _gauge(f"afresh_{name}", text, s.stream, up)
-
-    def _groups(self, s: Snapshot) -> Iterator[Metric]:
-        groups = s.groups
-        for name, metric, text in (
-            ("evicted", "entities_evicted", "Entities evicted past the memory cap."),
-            ("deleted", "entities_deleted", "Entities deleted by a null value."),
-            ("late", "records_late", "Records placed behind newer ones."),
-            ("too_old", "records_too_old", "Records older than their entity's ring: counted only."),
-            ("snapshots", "snapshots", "Snapshots written."),
-            (
-                "snapshot_failures",
-                "snapshot_failures",
-                "Snapshots that failed; the one before stays.",
-            ),
-        ):
-            # of the groups' state, which outlives processes: as counted there
-            yield _counter(
-                f"afresh_{metric}", text, s.stream, float(sum(getattr(g, name) for g in groups))
-            )
-        for name, metric, text in (
-            ("entities", "entities", "Entities in the state."),
-            ("lag", "lag_records", "Records produced but not yet taken."),
-            (
-                "held_back",
-                "partitions_held_back",
-                "Partitions that wait for slower ones (source.max_skew_s).",
-            ),
-            ("state_bytes", "state_bytes", "Bytes of the entities' state."),
-            (
-                "to_encode",
-                "entities_owed",
-                "Entities whose vector in Redis is still to be written.",
-            ),
-        ):
-            yield _gauge(
-                f"afresh_{metric}", text, s.stream, float(sum(getattr(g, name) for g in groups))
-            )
-        phases = GaugeMetricFamily(
-            "afresh_groups", "Partition groups by phase.", labels=["stream", "phase"]
-        )
-        for phase in PHASES:
-            phases.add_metric([s.stream, phase], sum(g.phase == phase for g in groups))
-        yield phases
-        age = max((g.snapshot_age_s for g in groups), default=-1.0)
-        yield _gauge(
-            "afresh_snapshot_age_seconds",
-            "Age of the oldest of the groups' newest snapshots (or since the shard's start); -1: no groups.",
-            s.stream,
-            age,
-        )
-        oldest = min((g.oldest_release for g in groups if g.oldest_release), default=0)
-        yield _gauge(
-            "afresh_oldest_release",
-            "Oldest release that an entity's state carries.",
-            s.stream,
-            oldest,
-        )
-
-    def _learner(self, stream: str, x: LearnerStats) -> Iterator[Metric]:
-        yield _counter(
-            "afresh_updates", "Optimiser updates since the stream began.", stream, x.updates
-        )
-        yield _counter("afresh_sequences_learnt", "Windows learnt from.", stream, x.sequences)
-        yield _counter(
-            "afresh_windows_received", "Windows taken from the shards.", stream, x.received
-        )
-        yield _counter(
-            "afresh_learner_snapshot_failures",
-            "Snapshots of the learner that failed; the one before stays.",
-            stream,
-            x.snapshot_failures,
-        )
-        skipped = CounterMetricFamily(
-            "afresh_updates_skipped",
-            "Updates that changed nothing, by reason.",
-            labels=["stream", "reason"],
-        )
-        for reason in sorted({"non_finite", *x.skipped}):
-            skipped.add_metric([stream, reason], x.skipped.get(reason, 0))
-        yield skipped
-        losses = GaugeMetricFamily(
-            "afresh_objective_loss", "Loss by objective.", labels=["stream", "objective"]
-        )
-        for name, loss in sorted(x.objective_losses.items()):
-            if not math.isnan(loss):
-                losses.add_metric([stream, name], loss)
-        yield losses
-        for metric, text, value in (
-            ("loss", "Training loss, weighted over objectives.", x.loss),
-            ("held_out_loss", "Loss on entities never trained on.", x.heldout_loss),
-            (
-                "held_out_entities",
-                "Entities never trained on that the learner holds.",
-                x.heldout_entities,
-            ),
-            ("gradient_norm", "Norm of the gradient before clipping.", x.gradient_norm),
-            (
-                "effective_rank",
-                "Dimensions in real use (RankMe); near 1 means collapse.",
-                x.effective_rank,
-            ),
-            (
-                "uniformity",
-                "Log mean Gaussian potential of pairs; near 0 means collapse.",
-                x.uniformity,
-            ),
-            ("replay_windows", "Windows in the replay.", x.replay_windows),
-            (
-                "learner_snapshot_age_seconds",
-                "Age of the learner's snapshot; -1: none.",
-                x.snapshot_age_s,
-            ),
-        ):
-            yield _gauge(f"afresh_{metric}", text, stream, value)
-
-    def _publisher(self, stream: str, x: PublisherStats) -> Iterator[Metric]:
-        yield _counter("afresh_releases", "Releases published.", stream, x.releases)
-        refused = CounterMetricFamily(
-            "afresh_releases_refused", "Releases that a check refused.", labels=["stream", "check"]
-        )
-        for check in sorted({"parity", *x.refused}):
-            refused.add_metric([stream, check], x.refused.get(check, 0))
-        yield refused
-        for metric, text, value in (
-            ("release", "Number of the current release.", x.release),
-            ("generation", "Generation of the current release.", x.generation),
-            ("release_age_seconds", "Age of the current release; -1: none yet.", x.release_age_s),
-            ("export_seconds", "How long the last export took.", x.export_s),
-            (
-                "overlap_cosine",
-                "Mean cosine of a held-out entity's last two releases.",
-                x.overlap_cosine,
-            ),
-            (
-                "overlap_neighbours",
-                "Share of neighbours common to the last two releases.",
-                x.overlap_neighbours,
-            ),
-        ):
-            yield _gauge(f"afresh_{metric}", text, stream, value)
-
-    def _processes(self, s: Snapshot) -> Iterator[Metric]:
-        memory = GaugeMetricFamily(
-            "afresh_memory_bytes", "Resident memory.", labels=["stream", "process"]
-        )
-        cpu = CounterMetricFamily("afresh_cpu_seconds", "CPU time.", labels=["stream", "process"])
-        restarts = CounterMetricFamily(
-            "afresh_restarts",
-            "Processes started again by the supervisor.",
-            labels=["stream", "process"],
-        )
-        for kind, count in sorted(s.restarts.items()):
-            restarts.add_metric([s.stream, kind], count)
-        for process, bytes_, seconds in self._usage(s):
-            memory.add_metric([s.stream, process], bytes_)
-            cpu.add_metric([s.stream, process], seconds)
-        yield from (memory, cpu, restarts)
-        yield _gauge("afresh_epoch", "Epoch of the lease held.", s.stream, s.epoch)
-
-    def _usage(self, s: Snapshot) -> Iterable[tuple[str, float, float]]:
-        yield "daemon", s.daemon_memory_bytes, s.daemon_cpu_s
-        for name, shard in sorted(s.shards.items()):
-            yield name, shard.memory_bytes, shard.cpu_s
-        if s.learner is not None:
-            yield "learner", s.learner.memory_bytes, s.learner.cpu_s
-        if s.publisher is not None:
-            yield "publisher", s.publisher.memory_bytes, s.publisher.cpu_s
+        for spec in TABLE:
+            yield _family(spec, s.stream, spec.read(s))
 
 
-def _gauge(name: str, text: str, stream: str, value: float) -> Metric:
-    """Without a sample while there is no value: NaN would break sums and alerts."""
-    family = GaugeMetricFamily(name, text, labels=["stream"])
-    if not math.isnan(value):
-        family.add_metric([stream], value)
+def _family(spec: Spec, stream: str, value: Value) -> Metric:
+    if spec.kind == "info":
+        assert isinstance(value, dict)
+        return InfoMetricFamily(spec.name.removesuffix("_info"), spec.text, value)
+    if spec.kind == "histogram":
+        assert isinstance(value, list)
+        return _histogram(spec, stream, value)
+    labels = ["stream", *spec.labels]
+    family: Metric = _FAMILIES[spec.kind](
+        spec.name.removesuffix("_total"), spec.text, labels=labels
+    )
+    for key, number in _samples(spec, value):
+        if not math.isnan(number):  # NaN would break sums and alerts
+            family.add_metric([stream, *key], number)  # type: ignore[attr-defined]
     return family
 
 
-def _counter(name: str, text: str, stream: str, value: float) -> Metric:
-    family = CounterMetricFamily(name, text, labels=["stream"])
-    family.add_metric([stream], value)
-    return family
+def _samples(spec: Spec, value: Value) -> Iterator[tuple[tuple[str, ...], float]]:
+    if value is None:
+        return
+    if not spec.labels:
+        assert isinstance(value, int | float)
+        yield (), float(value)
+        return
+    given: dict[Any, Any] = (
+        dict(value) if isinstance(value, Mapping) else {}
+    )  # without shards the sum is 0.0
+    for key, number in (dict.fromkeys(spec.always, 0.0) | given).items():
+        yield key if isinstance(key, tuple) else (key,), float(number)
 
 
-def _histogram(name: str, text: str, stream: str, parts: list[Latency]) -> Metric:
-    counts = [sum(p.counts[i] for p in parts) for i in range(len(LATENCY_BOUNDS_S) + 1)]
+def _histogram(spec: Spec, stream: str, found: list[Latency]) -> Metric:
+    counts = [sum(p.counts[i] for p in found) for i in range(len(LATENCY_BOUNDS_S) + 1)]
     buckets, running = [], 0
     for bound, count in zip((*map(str, LATENCY_BOUNDS_S), "+Inf"), counts, strict=True):
         running += count
         buckets.append((bound, float(running)))
-    family = HistogramMetricFamily(name, text, labels=["stream"])
-    family.add_metric([stream], buckets=buckets, sum_value=sum(p.sum_s for p in parts))
+    family = HistogramMetricFamily(spec.name, spec.text, labels=["stream"])
+    family.add_metric([stream], buckets=buckets, sum_value=sum(p.sum_s for p in found))
     return family
 
 

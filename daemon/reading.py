@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from actors.kafka_client import connected
 from actors.kafka_errors import translated
 from actors.redis_client import connect, explain
+from daemon.scatter import Sample
 from daemon.settings import Settings
 from schemas.errors import AfreshError, SinkDown
 from schemas.published import EDGE, current_key, encoder_key, entity_key, group_key
@@ -22,6 +23,7 @@ from schemas.records import F32, category_hash
 
 FIELDS = ("vector", "release", "time_us", "count", "since")
 PAGE = 1000
+MOST_PAGES = 100
 T = TypeVar("T")
 
 
@@ -146,6 +148,32 @@ class Reader:
         if not names:
             raise AfreshError(f"Redis has no vectors of {self._stream!r} yet.")
         return names, np.frombuffer(b"".join(vectors), "<f4").reshape(len(names), -1)
+
+    def sample(self, n: int) -> Sample:
+        """The `n` newest of some of the entities: SCAN ends once it has found twice as many."""
+        generation = self.generation()
+        prefix = entity_key(self._stream, generation, "")
+        match, keys, cursor = _escaped(prefix) + "*", list[bytes](), 0
+        for _ in range(MOST_PAGES):  # others' keys may be among them
+            at = cursor
+            found: Any = self._ask(lambda at=at: self._redis.scan(at, match=match, count=PAGE))  # type: ignore[misc]
+            cursor = found[0]
+            keys += found[1]
+            if not cursor or len(keys) >= 2 * n:
+                break
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys[: 2 * n]:
+            pipeline.hmget(key, ["vector", "time_us"])
+        rows = zip(keys, self._ask(pipeline.execute), strict=False)
+        there = [(int(time), key, vector) for key, (vector, time) in rows if vector is not None]
+        there.sort(reverse=True)
+        names = [key.decode()[len(prefix) :] for _, key, _ in there[:n]]
+        vectors = (
+            np.frombuffer(b"".join(v for _, _, v in there[:n]), "<f4").reshape(len(names), -1)
+            if names
+            else np.zeros((0, 0), np.float32)
+        )
+        return Sample(generation, names, vectors, np.array([time for time, _, _ in there[:n]]))
 
     def _fetch(
         self, prefix: str, keys: list[bytes], names: list[str], vectors: list[bytes]

@@ -10,6 +10,7 @@ from actors.publish import ReleaseConfig
 from learning.config import LearnerConfig
 from schemas.stats import (
     LATENCY_BOUNDS_S,
+    LETTERS,
     GroupStats,
     Latency,
     LearnerStats,
@@ -30,6 +31,9 @@ class Snapshot:
     epoch: int = 0
     daemon_memory_bytes: int = 0
     daemon_cpu_s: float = 0.0
+    memory_limit_bytes: int = 0
+    disk_bytes: int = 0  # of the filesystem that holds the state folder
+    disk_free_bytes: int = 0
 
     @property
     def groups(self) -> list[GroupStats]:
@@ -101,6 +105,7 @@ def _sum(a: Any, b: Any) -> Any:
         changed[name] = max(getattr(a, name), getattr(b, name))
     if kind is ShardStats:
         changed["groups"] = _groups(a.groups, b.groups)
+        changed["letters"] = [*a.letters, *b.letters][-LETTERS:]
     return dataclasses.replace(b, **changed)
 
 

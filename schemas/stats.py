@@ -45,12 +45,29 @@ class GroupStats:
 
 
 @dataclass
+class BadLetter:
+    """A record that could not be used: where it is, and why, without what is in it."""
+
+    error: str
+    reason: str
+    topic: str
+    partition: int
+    offset: int
+    time_ms: int  # Kafka's
+
+
+LETTERS = 8
+"""So many of the newest are reported."""
+
+
+@dataclass
 class ShardStats:
     """What a shard reports at each status call."""
 
     progress: int = 0  # turns of its loop: the heartbeat
     accepted: int = 0
     dead_letters: dict[str, int] = field(default_factory=dict)  # reason class -> count
+    letters: list[BadLetter] = field(default_factory=list)  # the newest of them, the oldest first
     encoded: int = 0  # windows encoded anew
     stepped: int = 0
     written: int = 0  # vectors that Redis took

@@ -12,6 +12,7 @@ from actors.encode import set_current
 from actors.partitioner import partition_of
 from actors.shard import Shard, ShardConfig
 from schemas.errors import Fenced
+from schemas.stats import LETTERS
 from tests.fake_sink import MemoryServer
 from tests.fakes import Crash, Crashed, Gap, MemorySource, Record
 from tests.services import (
@@ -285,6 +286,15 @@ def test_bad_records_are_dead_letters_and_stop_nothing(folder: Path) -> None:
     assert [letter.batch.offsets[letter.at] for letter in letters] == [0, 1, 2, 7, 8, 9]
     assert published(server)["a"][0] == 1
     assert sum(shard._stats.dead_letters.values()) == 6
+    assert [letter.offset for letter in shard._stats.letters] == [0, 1, 2, 7, 8, 9]
+    assert (shard._stats.letters[0].error, shard._stats.letters[0].topic) == ("not_json", "memory")
+
+
+def test_of_many_bad_records_the_newest_are_shown(folder: Path) -> None:
+    source = MemorySource([Record(b"{", b"k")] * 40)
+    shard = make_shard(folder, source, MemoryServer())
+    settle(shard)
+    assert [letter.offset for letter in shard._stats.letters] == list(range(40 - LETTERS, 40))
 
 
 def test_dead_letters_are_durable_before_a_snapshot_passes_them(folder: Path) -> None:
@@ -369,6 +379,8 @@ def test_a_record_in_another_entitys_partition_is_a_dead_letter_and_says_why(fol
     (letter,) = shard.dead_letters.letters  # type: ignore[attr-defined]
     assert (letter.batch.group, letter.error) == (wrong, "misplaced")
     assert f"belongs to partition {home}" in letter.reason and "check_partition" in letter.reason
+    (shown,) = shard._stats.letters
+    assert shown.reason.startswith(f"the entity … belongs to partition {home}"), "names nobody"
     assert published(server)["a"][0] == 1
 
 

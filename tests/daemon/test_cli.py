@@ -4,6 +4,7 @@ One service is started for all tests of this file; what ends it comes last."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,10 @@ import kafka as kafka_python
 import numpy as np
 import pytest
 
-from daemon import servers
+from daemon import dashboard, servers
+from daemon.metrics import NAMES
+from tests.daemon.browser import browse
+from tests.daemon.prometheus import ALERTS, ask, prometheus
 from tests.helpers import eventually
 
 pytestmark = pytest.mark.timeout(300)
@@ -136,9 +140,12 @@ class Service:
             return code == 200
         return False
 
+    @property
+    def address(self) -> str:
+        return (self.folder / "state" / self.name / "address").read_text()
+
     def get(self, path: str) -> tuple[int, list[str]]:
-        address = (self.folder / "state" / self.name / "address").read_text()
-        answer = httpx.get(f"{address}/{path}", timeout=5)
+        answer = httpx.get(f"{self.address}/{path}", timeout=5)
         return answer.status_code, answer.json()["reasons"]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -257,6 +264,49 @@ def test_a_file_of_settings_is_checked(service: Service, tmp_path: Path) -> None
     done = service.run("check-config", str(bad))
     assert done.returncode == 2
     assert "kafka: there is no such key" in done.stderr
+
+
+def test_a_real_prometheus_scrapes_it_and_can_evaluate_everything(
+    service: Service, tmp_path: Path
+) -> None:
+    def value(query: str) -> list[str]:
+        return [row["value"][1] for row in ask(address, "query", query=query)["result"]]
+
+    def evaluated() -> list[Any]:
+        found = [rule for group in ask(address, "rules")["groups"] for rule in group["rules"]]
+        return found if all(rule["health"] != "unknown" for rule in found) else []
+
+    exposed = httpx.get(f"{service.address}/metrics", timeout=5).text
+    with prometheus(tmp_path, service.address.removeprefix("http://")) as address:
+        eventually(lambda: value('up{job="afresh"}') == ["1"], 60)
+        of = f'{{stream="{service.name}"}}'
+        accepted = str(sum(service.produced.values()))
+        assert value(f"afresh_records_accepted_total{of}") == [accepted]
+        found = eventually(evaluated, 60)
+        assert {rule["name"] for rule in found} >= set(ALERTS)
+        assert [rule for rule in found if rule["health"] != "ok" or rule.get("lastError")] == []
+        assert {rule["name"] for rule in found if rule.get("state") == "firing"} == set()
+        eventually(lambda: value(f"afresh:records:rate5m{of}"), 60)
+        for expr in dashboard.expressions(dashboard.dashboard()):
+            value(expr.replace('stream="s"', of[1:-1]))
+        series = {row["metric"]["__name__"] for row in ask(address, "query", query=of)["result"]}
+    lines = exposed.splitlines()
+    assert {line.split()[2] for line in lines if line.startswith("# TYPE")} == NAMES
+    there = {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
+    assert there - series == {"afresh_build_info"}, "it has no stream"
+
+
+def test_a_browser_shows_the_running_service(service: Service, tmp_path: Path) -> None:
+    seen = browse(f"{service.address}/", tmp_path)
+    assert seen.console == []
+    assert {url.removeprefix(service.address) for url in seen.asked} == {"/page.json", "/map.json"}
+    assert {key: seen.text(key) for key in ("entities", "lag", "dead", "release")} == {
+        "entities": str(ENTITIES), "lag": "0", "dead": "2", "release": "1",
+    }  # fmt: skip
+    assert seen.text("loss") != "–"
+    assert "missing_time" in seen.dom and f"{service.name} [" in seen.dom
+    assert ">well<" in seen.dom and "1 current" in seen.dom
+    assert f"{ENTITIES} of the newest" in seen.dom
 
 
 def test_a_second_daemon_is_refused_and_told_who_holds_it(service: Service) -> None:

@@ -11,7 +11,7 @@ import pytest
 from msgspec import NODEFAULT, inspect
 from prometheus_client.core import Metric
 
-from daemon.metrics import registry
+from daemon.metrics import TABLE, registry
 from daemon.settings import Settings, check, parse
 from daemon.totals import Snapshot
 from schemas.errors import AfreshError
@@ -144,6 +144,12 @@ def exposed(metric: Metric) -> Row:
 def test_every_metric_is_documented_with_its_type_and_labels() -> None:
     told = {(row[0].strip("`"), row[1], row[2]) for row in table("metrics.md", r"afresh_\w+")}
     assert told == {exposed(metric) for metric in everything()}
+
+
+def test_every_label_that_has_a_closed_set_is_explained() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    told = set(re.findall(r"^\| `(\w+)` \| [^|]+ \|$", text, re.MULTILINE))
+    assert told == {label for spec in TABLE if spec.kind != "info" for label in spec.labels}
 
 
 # -- the rest ---------------------------------------------------------------------------------------

@@ -127,6 +127,29 @@ def test_a_name_that_is_not_utf8_is_one_line(settings: Settings, database: "redi
         Reader(settings).lookup([WHO, "a\udcff"])
 
 
+def test_a_sample_has_the_newest_whose_vector_is_there(
+    settings: Settings, database: "redis.Redis"
+) -> None:
+    released(settings, database)  # WHO, of time 9
+    for i in range(30):
+        vector = np.array([i, 1], "<f4").tobytes()
+        database.hset(
+            entity_key(settings.name, 1, f"n{i}"), mapping={"vector": vector, "time_us": 100 + i}
+        )
+        database.hset(f"another:{i}", "vector", vector)
+    database.hset(entity_key(settings.name, 1, "deleted"), "epoch", 1)
+    found = Reader(settings).sample(20)
+    assert found.names == [f"n{i}" for i in range(29, 9, -1)]
+    assert found.time_us.tolist() == list(range(129, 109, -1))
+    assert found.vectors[:, 0].tolist() == list(range(29, 9, -1))
+    assert len(Reader(settings).sample(100).names) == 31
+
+
+def test_a_sample_of_nobody_is_empty(settings: Settings, database: "redis.Redis") -> None:
+    database.hset(current_key(settings.name), mapping={"release": 1, "generation": 1, "dim": 2})
+    assert Reader(settings).sample(20).names == []
+
+
 @pytest.mark.parametrize("what", [["lookup", WHO], ["neighbours", WHO], ["forget", WHO]])
 def test_a_redis_that_does_not_answer_is_one_line(config: Path, what: list[str]) -> None:
     (port,) = free_ports(1)

@@ -7,20 +7,37 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from daemon.cli import fetch_status
+from daemon.history import History
 from daemon.http import Http
+from daemon.page import Page, Releases
+from daemon.scatter import Sample
 from daemon.settings import HttpConfig, Settings, check, parse
 from daemon.totals import Snapshot
 from schemas.errors import AfreshError, SettingsError
 
 TOKEN = "tk-http-5d8f0b61c2aa97"
-PATHS = ["/metrics", "/readyz", "/status", "/", "/docs", "/healthz/", "/HEALTHZ", "//healthz"]
+PATHS = [
+    "/metrics",
+    "/readyz",
+    "/status",
+    "/",
+    "/page.json",
+    "/map.json",
+    "/docs",
+    "/healthz/",
+    "/HEALTHZ",
+    "//healthz",
+]
 
 
 def served(config: HttpConfig) -> tuple[Http, str]:
-    http = Http(config, lambda: Snapshot("s"), list, lambda: ["no release"])
+    nobody = Sample(1, [], np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    page = Page(History(), Releases(Path("none")), lambda _: nobody)
+    http = Http(config, lambda: Snapshot("s"), list, lambda: ["no release"], page)
     return http, http.start()
 
 
@@ -74,6 +91,9 @@ def test_who_has_it_reads_all(client: httpx.Client, scheme: str) -> None:
     assert "afresh_build_info" in client.get("/metrics", headers=headers).text
     assert client.get("/status", headers=headers).json()["ready"] == ["no release"]
     assert client.get("/readyz", headers=headers).status_code == 503
+    assert "<title>afresh</title>" in client.get("/", headers=headers).text
+    assert client.get("/page.json", headers=headers).json()["stream"] == "s"
+    assert "a map needs" in client.get("/map.json", headers=headers).json()["reason"]
     assert client.get("/nothing", headers=headers).status_code == 404
 
 
