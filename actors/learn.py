@@ -20,6 +20,7 @@ import safetensors.torch
 import structlog
 import torch
 
+from actors import requests
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
@@ -236,7 +237,8 @@ class Learn:
         updates = self._learner.updates - self._saved_updates
         every = self._release.every_s if self._saved_updates else self._release.first_s
         elapsed = self._clock() - self._saved_at
-        if updates >= self._release.every_updates and elapsed >= every:
+        due = updates >= self._release.every_updates and elapsed >= every
+        if due or (updates and requests.take_snapshot(self._folder)):
             self._snapshot()
         elif self._stats.snapshot:
             self._stats.snapshot_age_s = elapsed

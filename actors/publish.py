@@ -115,6 +115,7 @@ class Publish:
             self._release_newest(current, force=asked.force)
         elif not self._stats.held and self.oldest_release in (0, current):
             self._release_newest(current)
+        self._stats.requests += asked is not None
         if current:
             self._describe(self._manifest(current))
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -249,7 +250,8 @@ class Publish:
             ),
         ]
         every = (parity, *passed)
-        self._stats.gates = {g.name: (g.value, g.threshold) for g in every}
+        self._stats.gate_values = {g.name: g.value for g in every}
+        self._stats.gate_thresholds = {g.name: g.threshold for g in every}
         manifest = self._manifest_of(graphs, number, generation, snapshot, every, overlaps)
         refused = tuple(g.name for g in (every if not force else (parity,)) if not g.ok)
         root = self._refused if refused else self._releases

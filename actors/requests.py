@@ -9,7 +9,7 @@ from pathlib import Path
 
 from actors.folders import write_file
 
-ASKED, HELD = "asked.json", "held"
+ASKED, HELD, SNAPSHOT = "asked.json", "held", "snapshot-asked"
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,6 @@ def ask(releases: Path, request: Request) -> None:
     write_file(releases / ASKED, json.dumps(asdict(request)).encode())
 
 
-def waits(releases: Path) -> bool:
-    """Whether the publisher has yet to look."""
-    return (releases / ASKED).exists()
-
-
 def take(releases: Path) -> Request | None:
     """What is asked, once."""
     path = releases / ASKED
@@ -39,6 +34,20 @@ def take(releases: Path) -> Request | None:
     with suppress(OSError):
         path.unlink()
     return None if found is None else Request(int(found["rollback"]), bool(found["force"]))
+
+
+def ask_snapshot(learner: Path) -> None:
+    """Of the learner, in its folder: to snapshot now, so that there is something to release."""
+    write_file(learner / SNAPSHOT, b"")
+
+
+def take_snapshot(learner: Path) -> bool:
+    """Whether a snapshot is asked for, once."""
+    try:
+        (learner / SNAPSHOT).unlink()
+    except OSError:
+        return False
+    return True
 
 
 def hold(releases: Path, reason: str) -> None:

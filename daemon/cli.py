@@ -46,6 +46,8 @@ def main() -> None:
             else structlog.processors.LogfmtRenderer(),
         ],
     )
+    from daemon import cli_releases  # noqa: F401  # its commands
+
     try:
         app()
     except AfreshError as error:
@@ -55,13 +57,13 @@ def main() -> None:
         sys.exit(130)
 
 
-def _load(config: Path) -> Any:
+def load_settings(config: Path) -> Any:
     from daemon.settings import load
 
     return load(config)
 
 
-def _say(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
+def say(value: Any, as_json: bool, table: Callable[[], Any]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, default=str) + "\n")
     else:
@@ -78,7 +80,7 @@ def run(
     """Run the daemon until SIGTERM or Ctrl-C; it goes on where the last one stopped."""
     from daemon.app import App
 
-    settings = _load(config)
+    settings = load_settings(config)
     code = App(settings).run(
         standby, lambda address: err.print(f"afresh: {settings.name} at {address}")
     )
@@ -91,7 +93,7 @@ def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML f
     from actors.state import capacity
     from daemon.settings import check
 
-    s = _load(config)
+    s = load_settings(config)
     check(s)
     slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
     names = [f.name for f in s.stream.field] + [f"{f.name} of nodes" for f in s.stream.node]
@@ -125,8 +127,8 @@ def demo(
 @app.command()
 def status(config: ConfigOption, as_json: JsonOption = False) -> None:
     """What the running daemon says of itself."""
-    found = fetch_status(_load(config))
-    _say(found, as_json, lambda: _status_table(found))
+    found = fetch_status(load_settings(config))
+    say(found, as_json, lambda: _status_table(found))
     if found["health"]:
         raise typer.Exit(1)
 
@@ -200,7 +202,7 @@ def lookup(
     """The current vectors of entities, as readers see them."""
     from daemon.reading import Reader
 
-    found = Reader(_load(config)).lookup(entities)
+    found = Reader(load_settings(config)).lookup(entities)
     rows = [
         {
             "entity": entity,
@@ -230,7 +232,7 @@ def lookup(
             )
         return t
 
-    _say(rows, as_json, table)
+    say(rows, as_json, table)
     if not all(row["found"] for row in rows):
         raise typer.Exit(1)
 
@@ -246,7 +248,7 @@ def neighbours(
     """The nearest entities by cosine: SCAN and compare here, without a query engine."""
     from daemon.reading import Reader
 
-    found, seen, capped = Reader(_load(config)).neighbours(entity, k, cap)
+    found, seen, capped = Reader(load_settings(config)).neighbours(entity, k, cap)
     if capped:
         err.print(f"Only {seen:,} entities were compared (--cap); there are more.")
 
@@ -256,9 +258,7 @@ def neighbours(
             t.add_row(row["entity"], f"{row['cosine']:.4f}", str(row["count"]))
         return t
 
-    _say(
-        {"entity": entity, "compared": seen, "capped": capped, "neighbours": found}, as_json, table
-    )
+    say({"entity": entity, "compared": seen, "capped": capped, "neighbours": found}, as_json, table)
 
 
 @app.command()
@@ -282,7 +282,7 @@ def score(
         raise typer.BadParameter(
             f"{now!r} is {error}, such as 2024-01-31T12:00Z.", param_hint="--now"
         ) from None
-    found = Reader(_load(config)).score(source, list(dict.fromkeys(targets)), now_us)
+    found = Reader(load_settings(config)).score(source, list(dict.fromkeys(targets)), now_us)
     found.sort(key=lambda each: -each[1])
 
     def table() -> Table:
@@ -291,48 +291,10 @@ def score(
             t.add_row(name, f"{logit:.3f}" if known else "not known")
         return t
 
-    _say(
+    say(
         [{"node": n, "score": logit if known else None} for n, logit, known in found],
         as_json,
         table,
-    )
-
-
-@app.command()
-def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
-    """The releases that are on disk, newest first, with what they had to pass."""
-    import msgspec
-
-    from actors.encode import current_release
-    from actors.folders import Folder
-    from schemas.errors import SnapshotError
-    from schemas.published import Manifest
-
-    settings = _load(config)
-    current = current_release(settings.releases)
-    found = []
-    for path in sorted(settings.releases.glob("[0-9]*"), key=lambda p: -int(p.name)):
-        try:
-            found.append(msgspec.convert(Folder.open(path).meta, Manifest))
-        except SnapshotError as error:
-            err.print(str(error))
-
-    def table() -> Table:
-        t = Table(
-            "release", "made", "updates", "parity", "cosine to the one before", "neighbours kept"
-        )
-        for m in found:
-            mark = " (current)" if m.release == current else ""
-            o = m.overlap_previous
-            made = np.datetime64(m.created_us, "us").astype("datetime64[s]")
-            t.add_row(
-                f"{m.release}{mark}", str(made), str(m.updates), f"{m.gates[0].value:.1e}" if m.gates else "-",
-                f"{o.cosine:.3f}" if o else "-", f"{o.neighbours:.2f} of {o.entities}" if o else "-",
-            )  # fmt: skip
-        return t
-
-    _say(
-        [msgspec.to_builtins(m) | {"current": m.release == current} for m in found], as_json, table
     )
 
 
@@ -345,7 +307,7 @@ def forget(
     """Delete an entity: a null value into Kafka, then wait until Redis has let it go."""
     from daemon.reading import forget as forget_entity
 
-    if forget_entity(_load(config), entity, timeout_s):
+    if forget_entity(load_settings(config), entity, timeout_s):
         out.print(
             f"{entity} is forgotten: its state, its place in the replay and its vector are gone."
         )
@@ -370,4 +332,4 @@ def backfill(
     """Take history from files by the same path, write Redis once, snapshot; live reading follows at --then."""
     from daemon.backfill import Backfill
 
-    Backfill(_load(config), files, then, err).run()
+    Backfill(load_settings(config), files, then, err).run()

@@ -18,6 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from actors.gates import KEYS as GATES
 from actors.rejected import ErrorClass
 from daemon.totals import Snapshot
 from schemas.stats import LATENCY_BOUNDS_S, GroupStats, Latency
@@ -201,7 +202,13 @@ TABLE: tuple[Spec, ...] = (
     # releases
     Spec("afresh_releases_total", "counter", "Releases published.", publisher("releases")),
     Spec("afresh_releases_refused_total", "counter", "Releases that a check refused.", publisher("refused"),
-         ("check",), ("parity", "export")),
+         ("check",), (*GATES, "export")),
+    Spec("afresh_gate_value", "gauge", "Of each gate, what the last release that was tried had.",
+         publisher("gate_values"), ("gate",)),
+    Spec("afresh_gate_threshold", "gauge", "Of each gate, what it needed: parity at most, the others at least.",
+         publisher("gate_thresholds"), ("gate",)),
+    Spec("afresh_releases_held", "gauge", "1 where no release comes by itself: after a rollback.",
+         lambda s: None if s.publisher is None else float(bool(s.publisher.held))),
     Spec("afresh_release", "gauge", "Number of the current release; 0: none yet.", publisher("release")),
     Spec("afresh_generation", "gauge", "Generation of the current release.", publisher("generation")),
     Spec("afresh_release_age_seconds", "gauge", "Age of the current release; -1: none yet.",

@@ -122,13 +122,13 @@ class PublisherStats:
     release_age_s: float = -1.0
     releases: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # parity | export | onnx | ... -> count
-    gates: dict[str, tuple[float, float]] = field(
-        default_factory=dict
-    )  # value, threshold; of the last tried
-    held: str = ""  # why no release comes by itself
     export_s: float = float("nan")
     overlap_cosine: float = float("nan")
     overlap_neighbours: float = float("nan")
     sink_up: bool = False
     memory_bytes: int = 0
     cpu_s: float = 0.0
+    gate_values: dict[str, float] = field(default_factory=dict)  # of the last release tried
+    gate_thresholds: dict[str, float] = field(default_factory=dict)
+    held: str = ""  # why no release comes by itself
+    requests: int = 0  # of an operator, dealt with

@@ -309,6 +309,27 @@ def test_a_browser_shows_the_running_service(service: Service, tmp_path: Path) -
     assert f"{ENTITIES} of the newest" in seen.dom
 
 
+def test_rolled_back_in_one_command_readers_see_the_old_release(service: Service) -> None:
+    """Vectors follow; nothing is released until somebody asks for it."""
+
+    def by() -> set[int]:
+        return {row["release"] for row in service.json("lookup", *service.produced)}
+
+    service.produce(600)
+    eventually(lambda: "Release 2 is served" in service.run("release").stdout, 60, "a release")
+    eventually(lambda: by() == {2}, 30, "vectors of it")
+    done = service.run("rollback")
+    assert "Release 1 is served in place of 2" in done.stdout, done.stderr
+    assert service.json("status")["publisher"]["release"] == 1
+    eventually(lambda: by() == {1}, 30, "vectors of the old one")
+    assert "rolled back to 1" in service.run("releases").stdout
+    assert "there is no release before 1" in service.run("rollback").stderr
+    service.produce(600)
+    eventually(lambda: "Release 3 is served" in service.run("release").stdout, 60, "a release")
+    assert "no release comes by itself" not in service.run("releases").stdout.lower()
+    eventually(lambda: by() == {3}, 30, "vectors of it")
+
+
 def test_a_second_daemon_is_refused_and_told_who_holds_it(service: Service) -> None:
     done = service.run("run")
     assert done.returncode == 3

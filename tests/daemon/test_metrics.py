@@ -52,7 +52,20 @@ def learner(scale: int = 1) -> LearnerStats:
 
 def snapshot() -> Snapshot:
     shards = {"shard-0": shard(), "shard-1": shard(group=1)}
-    publisher = PublisherStats(1, 2, 1, 3.0, 2, {"parity": 1}, 0.5, 0.9, 0.8, sink_up=True)
+    publisher = PublisherStats(
+        1,
+        2,
+        1,
+        3.0,
+        2,
+        {"parity": 1},
+        0.5,
+        0.9,
+        0.8,
+        sink_up=True,
+        gate_values={"rank": 3.0},
+        gate_thresholds={"rank": 2.0},
+    )
     return Snapshot("s", shards, learner(), publisher, {"shard": 1, "learner": 0}, 3, 1, 1.0)
 
 
@@ -151,7 +164,13 @@ def test_no_stat_is_forgotten() -> None:
     """Every field of every stage's stats changes some metric, but for those named here."""
     quiet = {f"{where}.progress" for where in ("shard", "learner", "publisher")}
     quiet |= {"shard.groups", "group.group", "group.positions", "group.release"}
-    quiet |= {"learner.snapshot", "publisher.sink_up", "shard.floor_us", "shard.letters"}
+    quiet |= {
+        "learner.snapshot",
+        "publisher.sink_up",
+        "shard.floor_us",
+        "shard.letters",
+        "publisher.requests",
+    }
     for where in ("shard", "group", "learner", "publisher"):
         for field in fields(stats_of(snapshot(), where)):
             if f"{where}.{field.name}" in quiet:

@@ -1,0 +1,137 @@
+"""The commands on releases: which there are, back to an older one, one more."""
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+from rich.table import Table
+
+from actors import requests
+from actors.folders import Folder
+from actors.requests import Request
+from daemon.cli import ConfigOption, JsonOption, app, err, fetch_status, load_settings, out, say
+from schemas.errors import AfreshError, SnapshotError
+from schemas.published import Manifest
+
+SNAPSHOT_S = 15.0
+
+
+@app.command()
+def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
+    """The releases that are on disk, newest first, with what they had to pass."""
+
+    from actors.encode import current_release  # onnxruntime is slow to load
+
+    settings = load_settings(config)
+    current = current_release(settings.releases)
+    found = []
+    every = [*settings.releases.glob("[0-9]*"), *settings.releases.glob("refused/[0-9]*")]
+    for path in sorted(every, key=lambda p: -int(p.name)):
+        try:
+            manifest = msgspec.convert(Folder.open(path).meta, Manifest)
+            found.append((manifest, path.parent.name == "refused"))
+        except SnapshotError as error:
+            err.print(str(error))
+
+    def table() -> Table:
+        t = Table(
+            "release", "made", "updates", "cosine to the one before", "neighbours kept", "gates"
+        )
+        for m, refused in found:
+            mark = " (current)" if m.release == current else " (refused)" if refused else ""
+            o = m.overlap_previous
+            made = np.datetime64(m.created_us, "us").astype("datetime64[s]")
+            gates = ", ".join(f"{g.name} {g.value:.3g}{'' if g.ok else '!'}" for g in m.gates)
+            t.add_row(
+                f"{m.release}{mark}", str(made), str(m.updates), f"{o.cosine:.3f}" if o else "-",
+                f"{o.neighbours:.2f} of {o.entities}" if o else "-", gates,
+            )  # fmt: skip
+        if held := requests.held(settings.releases):
+            t.caption = f"No release comes by itself: {held}. `afresh release` makes one."
+        return t
+
+    facts = [
+        msgspec.to_builtins(m) | {"current": m.release == current, "refused": refused}
+        for m, refused in found
+    ]
+    say(facts, as_json, table)
+
+
+@app.command()
+def rollback(
+    config: ConfigOption,
+    release: Annotated[int, typer.Argument(help="0: the one before the current.")] = 0,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for it.")] = 30.0,
+) -> None:
+    """Serve an older release again. None follows by itself until `afresh release`."""
+
+    from actors.encode import current_release, read_release
+
+    settings = load_settings(config)
+    current = current_release(settings.releases)
+    older = [int(p.name) for p in settings.releases.glob("[0-9]*") if int(p.name) < current]
+    wanted = release or max(older, default=0)
+    if not wanted:
+        raise AfreshError(
+            f"there is no release before {current or 'the first'}: see afresh releases."
+        )
+    read_release(settings.releases / str(wanted))  # whole, or it says why not
+    _ask(settings, Request(rollback=wanted), timeout_s)
+    out.print(
+        f"Release {wanted} is served in place of {current}; vectors follow in the background. No release comes by "
+        "itself until afresh release."
+    )
+
+
+@app.command()
+def release(
+    config: ConfigOption,
+    force: Annotated[
+        bool, typer.Option("--force", help="Whatever the gates say, but for parity.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait for it.")] = 120.0,
+) -> None:
+    """Make a release of the learner's newest snapshot, also after a rollback."""
+
+    from actors.encode import current_release
+
+    settings = load_settings(config)
+    before = current_release(settings.releases)
+    _snapshot(settings, timeout_s)
+    _ask(settings, Request(force=force), timeout_s)
+    now = current_release(settings.releases)
+    if now == before:
+        raise AfreshError(
+            "no release was made: the gates refuse it (afresh releases shows them; --force goes by), the learner has "
+            "made no snapshot since the last, or a shard still takes up the one before. The daemon's log says which."
+        )
+    out.print(f"Release {now} is served.")
+
+
+def _snapshot(settings: Any, timeout_s: float) -> None:
+    """Asks the learner for one, and waits a while: it makes none where nothing was learnt since the last."""
+
+    def newest() -> str:
+        return str((fetch_status(settings)["learner"] or {}).get("snapshot", ""))
+
+    before, end = newest(), time.monotonic() + min(timeout_s, SNAPSHOT_S)
+    requests.ask_snapshot(settings.folder / "learner")
+    while newest() == before and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def _ask(settings: Any, request: Any, timeout_s: float) -> None:
+    """Hands it to the publisher of the running daemon. Raises AfreshError where none takes it."""
+
+    fetch_status(settings)  # says so where none runs
+    done = fetch_status(settings)["publisher"]["requests"]
+    requests.ask(settings.releases, request)
+    end = time.monotonic() + timeout_s
+    while fetch_status(settings)["publisher"]["requests"] == done:
+        if time.monotonic() > end:
+            raise AfreshError(
+                f"the publisher did not take it within {timeout_s:.0f} s; it may still. See its log."
+            )
+        time.sleep(0.1)
