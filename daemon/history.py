@@ -56,7 +56,7 @@ class Figure(NamedTuple):
 
     key: str
     title: str
-    unit: str  # "" | per_second | seconds
+    unit: str  # "" | per_second | seconds_at_most: the upper bound of a histogram's bucket
     read: Callable[[Window], float]
     above: float | None = None
     below: float | None = None
@@ -68,8 +68,8 @@ def _dead(w: Window) -> float:
 
 FIGURES: tuple[Figure, ...] = (
     Figure("records", "Records", "per_second", lambda w: w.rate("accepted")),
-    Figure("p50", "Freshness p50", "seconds", lambda w: w.freshness(0.5), above=10),
-    Figure("p99", "Freshness p99", "seconds", lambda w: w.freshness(0.99), above=60),
+    Figure("p50", "Freshness p50", "seconds_at_most", lambda w: w.freshness(0.5), above=10),
+    Figure("p99", "Freshness p99", "seconds_at_most", lambda w: w.freshness(0.99), above=60),
     Figure("lag", "Lag in records", "", lambda w: w.groups("lag")),
     Figure("entities", "Entities", "", lambda w: w.groups("entities")),
     Figure("dead", "Dead letters", "", _dead),

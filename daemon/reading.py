@@ -50,7 +50,8 @@ class Reader:
 
     def generation(self) -> int:
         """Raises AfreshError before the first release."""
-        found: Any = self._ask(lambda: self._redis.hget(current_key(self._stream), "generation"))
+        key = current_key(self._stream)
+        found: Any = self._ask(lambda: self._redis.hmget(key, ["generation"]))[0]
         if found is None:
             raise AfreshError(
                 f"Redis has no {current_key(self._stream)}: there is no release of {self._stream!r} yet, or "

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from schemas.errors import SinkDown
 from schemas.published import Gate, Manifest, Overlap
 from schemas.stats import BadLetter, GroupStats, LearnerStats, PublisherStats, ShardStats
 from tests.daemon.browser import browse
+from tests.daemon.prometheus import ROOT
 from tests.daemon.test_metrics import latency
 
 # -- the last minutes -------------------------------------------------------------------------------
@@ -229,6 +231,14 @@ def test_the_page_is_whole_in_itself() -> None:
     assert "innerHTML" not in HTML
 
 
+def test_a_package_brings_it_along() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    there = {
+        path.name for path in (ROOT / "daemon").iterdir() if path.is_file() and path.suffix != ".py"
+    }
+    assert there == set(settings["tool"]["setuptools"]["package-data"]["daemon"])
+
+
 def test_a_browser_shows_it(address: str, tmp_path: Path) -> None:
     seen = browse(f"{address}/", tmp_path)
     assert seen.console == []
@@ -238,8 +248,8 @@ def test_a_browser_shows_it(address: str, tmp_path: Path) -> None:
         for key in ("records", "p50", "p99", "lag", "entities", "dead", "loss", "held_out")
     }
     assert shown == {
-        "records": "10/s", "p50": "5 ms", "p99": "5 ms", "lag": "3", "entities": "12", "dead": "19", "loss": "0.500",
-        "held_out": "–",
+        "records": "10/s", "p50": "≤ 5 ms", "p99": "≤ 5 ms", "lag": "3", "entities": "12",
+        "dead": "19", "loss": "0.500", "held_out": "–",
     }  # fmt: skip
     assert (
         'id="tile-rank" class="tile bad"' in seen.dom

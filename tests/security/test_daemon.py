@@ -135,10 +135,12 @@ def service(
 
 # -- secrets --------------------------------------------------------------------------------------
 
+PATHS = ("", "metrics", "status", "healthz", "readyz", "page.json", "map.json")
+
 
 def said(service: Secured) -> dict[str, str]:
     """Everything that the service tells anybody, by where."""
-    told = {path: service.answer(path).text for path in ("metrics", "status", "healthz", "readyz")}
+    told = {path: service.answer(path).text for path in PATHS}
     told["arguments"] = "\n".join(" ".join(p.cmdline()) for p in service.processes())
     for file in [service.folder / "daemon.log", *service.ray.rglob("*"), *service.root.rglob("*")]:
         if file.is_file() and file.name != "ray-token":
@@ -185,7 +187,7 @@ def test_no_secret_is_told_anywhere(service: Secured) -> None:
 
 
 def test_the_daemons_page_asks_for_the_token(service: Secured) -> None:
-    for path in ("metrics", "status", "readyz"):
+    for path in set(PATHS) - {"healthz"}:
         assert service.answer(path, "x" * 20).status_code == 401
         assert service.answer(path).status_code in (200, 503)
     assert service.answer("healthz", "none").status_code == 200

@@ -175,6 +175,19 @@ redis = {{ url = "{config.url}", username = "{config.username}", password_file =
     return parse(text)
 
 
+def test_the_map_of_the_page_needs_one_right_more_and_says_which(
+    user: Make, own_redis: str, stream: str
+) -> None:
+    config = user()
+    everything(config, stream)
+    reader = Reader(settings_of(config, stream))
+    with pytest.raises(SinkDown, match=r"it refuses a right.*scan"):
+        reader.sample(10)
+    with closing(redis.Redis.from_url(own_redis)) as admin:
+        admin.execute_command("ACL", "SETUSER", config.username, "+scan")
+    assert "a" in reader.sample(10).names
+
+
 def test_readers_need_what_their_line_says(user: Make, own_redis: str, stream: str) -> None:
     config = user()
     everything(config, stream)
