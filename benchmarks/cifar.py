@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from learning.held_out import mixed
 from schemas.records import F32, I64, U8, Bool, ImageRows, Rows, Windows
@@ -164,7 +165,8 @@ def knn(x_ND: Features, label: I64, asked_QD: Features, k: int = NEIGHBOURS) -> 
     x_ND, asked_QD = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x_ND, asked_QD))
     out, k = np.empty(len(asked_QD), np.int64), min(k, len(x_ND))
     for first in range(0, len(asked_QD), 500):
-        cosine = asked_QD[first : first + 500] @ x_ND.T
+        with threadpool_limits(1):
+            cosine = asked_QD[first : first + 500] @ x_ND.T
         near = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
         weight = np.exp(np.take_along_axis(cosine, near, 1) / TEMPERATURE)
         votes = np.zeros((len(cosine), int(label.max()) + 1))
@@ -177,7 +179,7 @@ def linear(x_ND: Features, label: I64, choosing: tuple[Features, I64], asked: Fe
     """The class [Q] by logistic regression on standardised features, of the strength that is best where one chooses."""
     scale = StandardScaler().fit(x_ND)
     best, found = -1.0, np.zeros(len(asked), np.int64)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             model = LogisticRegression(C=strength, max_iter=200).fit(scale.transform(x_ND), label)

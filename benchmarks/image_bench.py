@@ -1,7 +1,7 @@
 """Images in `make bench`: training against lightly, looks, serving; memory of a GPU where there is one.
 
-Training is of made-up images: what they show costs nothing. Backbone, batch, views and width of the expander are the same
-on both sides, the runs alternate, and on a CPU its time counts, for the machine has other work."""
+Training is of made-up images: what they show costs nothing. Backbone, batch, views and width of the expander are the
+same on both sides, the runs alternate, and on a CPU its time counts, for the machine has other work."""
 
 import time
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """One pass of a stream of images through the learner, and the jobs that `make quality-images` runs.
 
-A job is one learner in a process of its own, on one thread. Each image is presented so often as `Size` says, whatever the
-objective: compute is fixed. Vectors are the released ones: unit length, of the averaged weights."""
+A job is one learner in a process of its own, on one thread. Each image is presented as often as `Size` says, whatever
+the objective: compute is fixed. Vectors are the released ones: unit length, of the averaged weights."""
 
 import time
 from collections.abc import Sequence
@@ -34,19 +34,24 @@ from schemas.records import F32, I64, U8
 RECEIVED = 256  # images at a time
 
 
+SLIM = TimmConfig(width=0.25, stem="half")
+
+
 @dataclass(frozen=True)
 class Size:
     """How much is streamed and learnt."""
 
     rows: int = 8_000
-    choosing: int = 1_000  # other training rows, on which settings and a regression's strength are chosen
+    choosing: int = (
+        1_000  # other training rows, on which settings and a regression's strength are chosen
+    )
     tests: int = 5_000
     batch: int = 64
     updates_per_image: float = 0.05  # presentations of an image: this times batch
     frames: int = 16  # of each image, where the stream is of frames,
     buffer: int = 256  # and images that its replay holds
     recent: int = 256  # images that are there where nothing is replayed
-    encoder: TimmConfig = TimmConfig(width=0.25, stem="half")
+    encoder: TimmConfig = SLIM
     learner: dict[str, Any] = field(default_factory=dict)  # changes of LearnerConfig
 
     @property
@@ -232,7 +237,10 @@ def duplicates(
     data: Cifar, setting: Setting, seed: int, objective: ObjectiveConfig | None
 ) -> dict[str, Any]:
     """Test images come once; of a fifth a near-copy comes later. By threshold: precision, and recall of each kind."""
-    learner, rng = made(setting, seed, [objective or VicregConfig()], {}), np.random.default_rng(seed)
+    learner, rng = (
+        made(setting, seed, [objective or VicregConfig()], {}),
+        np.random.default_rng(seed),
+    )
     if objective is not None:
         stream(learner, data.train.take(rng.permutation(len(data.train.label))))
     once = data.test.pixels[: 4 * len(data.test.pixels) // 5]

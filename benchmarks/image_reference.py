@@ -1,4 +1,4 @@
-"""lightly's VICReg on the images task and for the clock; it runs in an environment of its own, see lightly_vicreg.py."""
+"""lightly's VICReg on the images task and for the clock, in an environment of its own: see lightly_vicreg.py."""
 
 import numpy as np
 
@@ -17,10 +17,9 @@ def columns(encoder: TimmConfig, views: ImageViews, images: U8, **others: object
     """The same backbone, views and width of the expander as ours; it has its own BatchNorm where not `group`."""
     made = TimmEncoder(cifar.SHAPE, encoder).backbone
     stages = (made.layer1, made.layer2, made.layer3, made.layer4)
-    plain = encoder.width == 1 or encoder.width is None
     of = {
         "backbone": encoder.backbone, "stride": made.conv1.stride[0],
-        "channels": [] if plain else [stage[0].conv1.out_channels for stage in stages],
+        "channels": [stage[0].conv1.out_channels for stage in stages],
         "bright": views.brightness, "contrast": views.contrast, "sat": views.saturation,
         "hue": views.hue, "jitter": views.jitter, "grey": views.grey, "flip": views.flip,
         "least": views.scale[0], "expander": VicregConfig().expander,

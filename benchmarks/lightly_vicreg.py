@@ -25,11 +25,10 @@ def backbone(rows: Any) -> Any:
     import timm
     from torch import nn
 
-    options: dict[str, Any] = {}
-    if len(rows["channels"]):
-        channels = [int(c) for c in rows["channels"]]
-        options = {"channels": channels, "stem_width": channels[0] // 2}
-    made: Any = timm.create_model(str(rows["backbone"]), num_classes=0, **options)
+    channels = [int(c) for c in rows["channels"]]
+    made: Any = timm.create_model(
+        str(rows["backbone"]), num_classes=0, channels=channels, stem_width=channels[0] // 2
+    )
     width = made.bn1.num_features
     made.conv1 = nn.Conv2d(3, width, 3, int(rows["stride"]), 1, bias=False)
     made.maxpool = nn.Identity()

@@ -2,10 +2,10 @@
 
 `make quality-images AFRESH_DATA=folder ARGS="iid frames"` prints tables and writes build/quality-images.json.
 
-iid: CIFAR-10 in random order, one pass. increment: two classes after the other. frames: each image as many frames, one after
-the other. objectives: all of them, as in iid. duplicates: near-copies found by their vectors. Test images are asked about
-by their 20 nearest of the streamed ones, and by logistic regression on these. Settings were chosen for VICReg in random
-order on training images that are not streamed."""
+iid: CIFAR-10 in random order, one pass. increment: two classes after the other. frames: each image as many frames, one
+after the other. objectives: all of them, as in iid. duplicates: near-copies found by their vectors. Test images are
+asked about by their 20 nearest of the streamed ones, and by logistic regression on these. Settings were chosen for
+VICReg in random order on training images that are not streamed."""
 
 import argparse
 import json
@@ -210,7 +210,9 @@ def _increment(found: Found, console: Console) -> list[Item]:
         values = {k: [float(o.found[k]) for o in outcomes] for k in keys}
         seconds = np.mean([o.seconds for o in outcomes])
         table.add_row(name, *(spread(values[k]) for k in keys), f"{seconds:.0f}")
-        items += [shown(f"increment: {k}, {name}", float(np.mean(values[k])), "share") for k in keys]
+        items += [
+            shown(f"increment: {k}, {name}", float(np.mean(values[k])), "share") for k in keys
+        ]
     for name, other in (("replay", "no replay"), ("no replay, cassle", "no replay"),
                         ("replay, cassle", "replay")):  # fmt: skip
         ours, others = (np.array([o.found["linear"] for o in of[n]]) for n in (name, other))

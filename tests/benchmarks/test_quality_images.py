@@ -19,7 +19,7 @@ from learning.config_images import TimmConfig
 NAMES = tuple("abcdefghij")
 TINY = Size(
     rows=60, choosing=20, tests=120, batch=8, updates_per_image=0.05, frames=4, buffer=16, recent=16,
-    encoder=TimmConfig(dim=8, width=0.125, stem="own"),
+    encoder=TimmConfig(dim=8, width=0.125, stem="half"),
     learner={"min_entities": 8, "warmup_updates": 1},
 )  # fmt: skip
 
@@ -140,7 +140,9 @@ def test_frames_move_by_a_pixel_at_most_and_stay_in_order():
 @pytest.mark.parametrize("kind", cifar.COPIES)
 def test_copies_differ_from_what_they_copy_but_little(kind):
     rng = np.random.default_rng(0)
-    smooth = np.asarray(Image.fromarray(rng.integers(60, 180, (4, 4, 3), np.uint8)).resize((32, 32)))
+    smooth = np.asarray(
+        Image.fromarray(rng.integers(60, 180, (4, 4, 3), np.uint8)).resize((32, 32))
+    )
     pixels = np.stack([smooth, smooth[::-1]])
     copies = cifar.COPIES[kind](pixels, rng)
     away = np.abs(copies.astype(float) - pixels).mean()
