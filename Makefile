@@ -12,7 +12,8 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check format lock bench quality-events quality-graph test-faults docs env servers clean
+.PHONY: help demo test check format lock bench quality-events quality-graph quality-images \
+	test-faults docs env servers clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +44,9 @@ quality-events: env servers ## measure what the embeddings know; AFRESH_DATA nam
 quality-graph: env ## measure what a graph's model knows; AFRESH_DATA names the data folder, ARGS parts
 	$(BIN)/python -m benchmarks.quality_graph $(ARGS)
 
+quality-images: env ## measure what vectors of images know; AFRESH_DATA names the data folder, ARGS parts, FULL=1 all of it
+	$(BIN)/python -m benchmarks.quality_images $(if $(FULL),--full) $(ARGS)
+
 test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
@@ -54,6 +58,8 @@ lock: env ## pin the newest versions anew; then: make servers test
 	echo uv | $(LOCK) --upgrade - -o deploy/requirements-uv.txt
 	printf 'torch-geometric\ntorch\n' | $(LOCK) --upgrade --constraint requirements.txt - \
 	  -o benchmarks/requirements-tgn.txt
+	printf 'lightly\ntimm\ntorch\ntorchvision\n' | $(LOCK) --upgrade --constraint requirements.txt - \
+	  -o benchmarks/requirements-lightly.txt
 	$(BIN)/python -m daemon.jars lock
 
 env: $(VENV)/.afresh ## create .venv with every pinned package
