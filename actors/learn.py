@@ -256,6 +256,7 @@ class Learn:
         found = folders(self._folder)
         name = f"{self._epoch}-{1 + max((int(p.name.split('-')[1]) for p in found[:1]), default=0)}"
         self._saved_at, self._saved_updates = self._clock(), self._learner.updates
+        self._learner.mark_released()  # as far as is known here: the publisher may refuse it
         flat, state = self._learner.state_dict()
         meta = {
             "updates": self._learner.updates,
