@@ -8,7 +8,7 @@ import resource
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from actors.folders import Folder, folders, newest, prune, write_file, write_fol
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.shard import resident_bytes
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
+from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
@@ -37,6 +38,7 @@ from schemas.stream import NEIGHBOUR, Shape
 log = structlog.get_logger()
 STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"
 RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
+DRIFT = "drift."  # of the state's tensors
 IDLE_S = 0.02
 SMOOTH = 0.05
 Part = tuple[int, list[int], Windows]
@@ -76,6 +78,9 @@ class Learn:
         self._forgotten: list[int] = []  # those that one of the kept snapshots still has
         self._passed = 0  # so many of them the newest snapshot no longer has
         self._lock = threading.Lock()
+        columns = tuple(map(str, range(shape.numbers + shape.categories)))
+        self._drift = InputDrift(columns, shape.numbers)
+        self._drift_due = clock()
         self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
         self._stats = LearnerStats()
         newest(folder, self._restore)
@@ -86,6 +91,10 @@ class Learn:
             clock(),
             0.0,
         )  # when cpu_share's account began, busy since
+
+    def name_columns(self, names: Sequence[str]) -> None:
+        """Of numbers and categories, for what is said of them; else they have numbers."""
+        self._drift.names = tuple(names)[: len(self._drift.names)]
 
     # -- called from other processes ----------------------------------------------------------------
 
@@ -156,8 +165,24 @@ class Learn:
             busy += self._clock() - began
         self._slice = since, busy
         self._snapshot_turn()
+        self._drift_turn(began)
         self._stats.progress += 1
         return step is not None
+
+    def _drift_turn(self, now: float) -> None:
+        """Says each second how the inputs compare with their reference."""
+        if now < self._drift_due:
+            return
+        self._drift_due = now + 1.0
+        if requests.taken(self._folder, requests.RENEWAL):
+            self._drift.renew()
+            log.warning(
+                "reference_renewed", next="drift of inputs is measured against what comes now"
+            )
+        found = self._drift.report()
+        for kind in ("psi", "ks", "missing", "new"):
+            of_kind = {name: getattr(field, kind) for name, field in found.items()}
+            setattr(self._stats, f"drift_{kind}", {n: v for n, v in of_kind.items() if v == v})
 
     def _receive(self) -> None:
         """Takes what came in; what a restored learner has learnt from already is skipped."""
@@ -185,6 +210,8 @@ class Learn:
                 windows = self._beyond(windows, mark)
                 positions = list(map(max, positions, mark))
             self._marks[group] = positions
+            newest = windows.offsets[1:][np.diff(windows.offsets) > 0] - 1
+            self._drift.add(windows.rows.take(newest))
             self._learner.receive(windows)
             self._stats.received += len(windows)
         if gone:
@@ -238,7 +265,7 @@ class Learn:
         every = self._release.every_s if self._saved_updates else self._release.first_s
         elapsed = self._clock() - self._saved_at
         due = updates >= self._release.every_updates and elapsed >= every
-        if due or (updates and requests.take_snapshot(self._folder)):
+        if due or (updates and requests.taken(self._folder, requests.SNAPSHOT)):
             self._snapshot()
         elif self._stats.snapshot:
             self._stats.snapshot_age_s = elapsed
@@ -258,6 +285,7 @@ class Learn:
         self._saved_at, self._saved_updates = self._clock(), self._learner.updates
         self._learner.mark_released()  # as far as is known here: the publisher may refuse it
         flat, state = self._learner.state_dict()
+        flat |= {DRIFT + name: value for name, value in self._drift.state_dict().items()}
         meta = {
             "updates": self._learner.updates,
             "marks": {str(group): mark for group, mark in self._marks.items()},
@@ -300,6 +328,8 @@ class Learn:
 
     def _restore(self, folder: Folder) -> bool:
         tensors = safetensors.torch.load(folder.read(STATE_FILE))
+        of_drift = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
+        self._drift.load_state_dict({k[len(DRIFT) :]: v.numpy() for k, v in of_drift.items()})
         self._learner.load_state_dict(dict(tensors), json.loads(folder.read(JSON_FILE)))
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
         self._stats.snapshot = folder.path.name

@@ -256,6 +256,7 @@ class LearnProcess(Worker):
         s = self._spec
         folder = s.root / "learner"
         learn = Learn(s.learner, s.encoder, s.stream.shape, folder, self._epoch, s.release)
+        learn.name_columns(s.stream.columns)
         early, self._early = self._early, []
         if early:
             learn.offer(early)

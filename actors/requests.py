@@ -9,7 +9,12 @@ from pathlib import Path
 
 from actors.folders import write_file
 
-ASKED, HELD, SNAPSHOT = "asked.json", "held", "snapshot-asked"
+ASKED, HELD, SNAPSHOT, RENEWAL = (
+    "asked.json",
+    "held",
+    "snapshot-asked",
+    "renewal-asked",
+)
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,16 @@ def take(releases: Path) -> Request | None:
     return None if found is None else Request(int(found["rollback"]), bool(found["force"]))
 
 
-def ask_snapshot(learner: Path) -> None:
-    """Of the learner, in its folder: to snapshot now, so that there is something to release."""
-    write_file(learner / SNAPSHOT, b"")
+def ask_learner(learner: Path, what: str) -> None:
+    """In the learner's folder: a SNAPSHOT now, so that there is something to release, or a RENEWAL of the
+    reference that drift is measured against."""
+    write_file(learner / what, b"")
 
 
-def take_snapshot(learner: Path) -> bool:
-    """Whether a snapshot is asked for, once."""
+def taken(learner: Path, what: str) -> bool:
+    """Whether that is asked of the learner, once."""
     try:
-        (learner / SNAPSHOT).unlink()
+        (learner / what).unlink()
     except OSError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""The commands on releases: which there are, back to an older one, one more."""
+"""The commands on releases, and on what they are measured against."""
 
 import time
 from typing import Annotated, Any
@@ -110,6 +110,15 @@ def release(
     out.print(f"Release {now} is served.")
 
 
+@app.command()
+def reference(config: ConfigOption) -> None:
+    """Take what comes next for normal: the reference that drift of inputs is measured against begins anew."""
+    settings = load_settings(config)
+    fetch_status(settings)  # says so where no daemon runs
+    requests.ask_learner(settings.folder / "learner", requests.RENEWAL)
+    out.print("The next records are the new reference of each field.")
+
+
 def _snapshot(settings: Any, timeout_s: float) -> None:
     """Asks the learner for one, and waits a while: it makes none where nothing was learnt since the last."""
 
@@ -117,7 +126,7 @@ def _snapshot(settings: Any, timeout_s: float) -> None:
         return str((fetch_status(settings)["learner"] or {}).get("snapshot", ""))
 
     before, end = newest(), time.monotonic() + min(timeout_s, SNAPSHOT_S)
-    requests.ask_snapshot(settings.folder / "learner")
+    requests.ask_learner(settings.folder / "learner", requests.SNAPSHOT)
     while newest() == before and time.monotonic() < end:
         time.sleep(0.2)
 

@@ -199,6 +199,15 @@ TABLE: tuple[Spec, ...] = (
     Spec("afresh_replay_windows", "gauge", "Windows in the replay.", learner("replay_windows")),
     Spec("afresh_learner_snapshot_age_seconds", "gauge", "Age of the learner's snapshot; -1: none.",
          learner("snapshot_age_s")),
+    # the world
+    Spec("afresh_drift_psi", "gauge", "Population stability index of a field against its reference; 0.25 is a shift.",
+         learner("drift_psi"), ("field",)),
+    Spec("afresh_drift_ks", "gauge", "Largest difference of a number's distribution from its reference's; 0 to 1.",
+         learner("drift_ks"), ("field",)),
+    Spec("afresh_drift_missing", "gauge", "By how much the share of missing values has grown; -1 to 1.",
+         learner("drift_missing"), ("field",)),
+    Spec("afresh_drift_new_categories", "gauge", "Share of a field's values that its reference does not know.",
+         learner("drift_new"), ("field",)),
     # releases
     Spec("afresh_releases_total", "counter", "Releases published.", publisher("releases")),
     Spec("afresh_releases_refused_total", "counter", "Releases that a check refused.", publisher("refused"),
