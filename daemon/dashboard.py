@@ -183,7 +183,6 @@ ROWS: dict[str, list[Panel]] = {
                                    (rate("afresh_entities_deleted_total"), "deleted")], "cps",
               "Evicted: the state is at its cap, and a smaller share of the world is known.", width=12),
     ],
-    # gates: panels of afresh_gate_value and afresh_gate_refused_total belong here
     "Releases": [
         stat("Release", of("afresh_release"), "short", "Number of the current one; 0: none yet.", 1, down=True),
         stat("Age", of("afresh_release_age_seconds"), "s", "Of the current release; -1: none yet."),
@@ -191,7 +190,15 @@ ROWS: dict[str, list[Panel]] = {
         stat("Refused in a day", f"sum(increase({of('afresh_releases_refused_total')}[1d]))", "short",
              "Releases that a check refused: the one before is served.", 1),
         stat("Export", of("afresh_export_seconds"), "s", "How long the last one took."),
-        stat("Oldest in use", of("afresh_oldest_release"), "short", "Oldest release that some entity's state carries."),
+        stat("Held", of("afresh_releases_held"), "bool_yes_no",
+             "After a rollback no release comes by itself: afresh release ends that.", 1),
+        lines("Gates", [(of("afresh_gate_value", 'gate!="parity"'), "{{gate}}"),
+                        (of("afresh_gate_threshold", 'gate!="parity"'), "{{gate}}: needed")], "short",
+              "Of the last release that was tried. Each needs its threshold at least.", width=12),
+        lines("Parity", [(of("afresh_gate_value", 'gate="parity"'), "difference"),
+                         (of("afresh_gate_threshold", 'gate="parity"'), "at most")], "sci",
+              "Largest difference between ONNX Runtime and PyTorch.", width=12,
+              scaleDistribution={"type": "log", "log": 10}),
         lines("Overlap with the release before", [(of("afresh_overlap_cosine"), "cosine"),
                                                   (of("afresh_overlap_neighbours"), "common neighbours")],
               "percentunit", "On held-out entities. Low: readers that mix releases compare what is not alike.",
@@ -199,6 +206,8 @@ ROWS: dict[str, list[Panel]] = {
         lines("Published and refused", [(f"increase({of('afresh_releases_total')}[1h])", "published"),
                                         (f"increase({of('afresh_releases_refused_total')}[1h])", "refused: {{check}}")],
               "short", "In the last hour.", width=12),
+        lines("Releases in use", [(of("afresh_release"), "current"), (of("afresh_oldest_release"), "oldest in use")],
+              "short", "Of the oldest some entity's state was made; the next release waits for it.", width=24),
     ],
     "Resources": [
         stacked("Memory", [(of("afresh_memory_bytes"), "{{process}}")], "bytes", "Resident, by process."),

@@ -139,6 +139,7 @@ class Page:
             "figures": self._history.told(),
             "groups": sorted(groups, key=lambda group: group["group"]),
             "releases": self._releases.told(),
+            "held": s.publisher.held if s.publisher is not None else "",
             "letters": letters,
             "restarts": s.restarts,
         }  # fmt: skip

@@ -41,7 +41,7 @@ def snapshot(turn: int) -> Snapshot:
         "flights",
         {"shard-0": shard},
         LearnerStats(loss=0.5, effective_rank=1.5),
-        PublisherStats(release=2),
+        PublisherStats(release=2, held="rolled back to 2"),
     )
 
 
@@ -262,6 +262,7 @@ def test_a_browser_shows_it(address: str, tmp_path: Path) -> None:
         "1 current",
         "2 refused",
         "flights [1] @ 77",
+        "rolled back to 2",
         "KLM",
     ):
         assert text in seen.dom, text
