@@ -166,8 +166,15 @@ ROWS: dict[str, list[Panel]] = {
                                    (rate("afresh_sequences_learnt_total"), "learnt from")], "cps",
               "Not handed over: the learner was full or gone; embeddings go on."),
     ],
-    # drift: panels of afresh_drift_statistic and afresh_drift_alarms_total belong here
     "Has the world changed?": [
+        lines("Fields against their reference", [(of("afresh_drift_psi"), "{{field}}")], "short",
+              "Population stability index: 0.1 is worth a look, 0.25 a shift. afresh reference takes now for normal.",
+              0.1, 0.25),
+        lines("Shape of numbers", [(of("afresh_drift_ks"), "{{field}}")], "percentunit",
+              "Largest difference of a number's distribution from its reference's."),
+        lines("Missing and new", [(of("afresh_drift_missing"), "{{field}}: more missing"),
+                                  (of("afresh_drift_new_categories"), "{{field}}: new values")], "percentunit",
+              "Missing: by how much its share has grown. New: values that the reference does not know."),
         lines("Held-out loss against its day", [
             (f"{of('afresh_held_out_loss')} - avg_over_time({of('afresh_held_out_loss')}[1d])", "difference")], "short",
               "Entities never trained on: it rises when the stream is no longer what was learnt from."),
