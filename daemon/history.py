@@ -66,6 +66,12 @@ def _dead(w: Window) -> float:
     return float(sum(sum(shard.dead_letters.values()) for shard in w.now.shards.values()))
 
 
+def _drift(w: Window) -> float:
+    """Population stability index; none before there is a reference."""
+    found = getattr(w.now.learner, "drift_psi", {})
+    return max(found.values(), default=nan)
+
+
 FIGURES: tuple[Figure, ...] = (
     Figure("records", "Records", "per_second", lambda w: w.rate("accepted")),
     Figure("p50", "Freshness p50", "seconds_at_most", lambda w: w.freshness(0.5), above=10),
@@ -77,7 +83,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("held_out", "Held-out loss", "", lambda w: w.learner("heldout_loss")),
     Figure("rank", "Effective rank", "", lambda w: w.learner("effective_rank"), below=2),
     Figure("release", "Release", "", lambda w: w.publisher("release")),
-    # drift: a line for each detector's statistic, with its threshold as `above`, belongs here
+    Figure("drift", "Drift of the field that moved most", "", _drift, above=0.25),
 )
 
 
