@@ -28,8 +28,10 @@ from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
+from learning.kinds.events import subset
 from learning.learner import Learner, StepStats, due_updates
 from learning.memory_learner import MemoryLearner
+from learning.watch import EmbeddingWatch
 from schemas.errors import SnapshotError
 from schemas.records import I64, OFFSET_BITS, Told, Windows
 from schemas.stats import LearnerStats
@@ -39,7 +41,9 @@ log = structlog.get_logger()
 STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"
 RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
 DRIFT = "drift."  # of the state's tensors
+REFERENCE_FILE = "reference.safetensors"
 IDLE_S = 0.02
+LOOK_S = 2.0  # between two looks at how the stream compares with its reference
 SMOOTH = 0.05
 Part = tuple[int, list[int], Windows]
 """Group, its positions when the windows were cut, the windows."""
@@ -80,6 +84,7 @@ class Learn:
         self._lock = threading.Lock()
         columns = tuple(map(str, range(shape.numbers + shape.categories)))
         self._drift = InputDrift(columns, shape.numbers)
+        self._watch = EmbeddingWatch(config.seed)
         self._drift_due = clock()
         self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
         self._stats = LearnerStats()
@@ -170,15 +175,22 @@ class Learn:
         return step is not None
 
     def _drift_turn(self, now: float) -> None:
-        """Says each second how the inputs compare with their reference."""
+        """Says now and then how inputs and embeddings compare with their reference."""
         if now < self._drift_due:
             return
-        self._drift_due = now + 1.0
+        self._drift_due = now + LOOK_S
         if requests.taken(self._folder, requests.RENEWAL):
             self._drift.renew()
+            self._watch.renew()
             log.warning(
                 "reference_renewed", next="drift of inputs is measured against what comes now"
             )
+        if self._stats.snapshot and self._watch.complete and not self._watch.served:
+            self._watch.serve(self._learner.released())
+        if self._watch.look():
+            log.warning("embeddings_changed", ratio=round(self._watch.ratio, 2))
+        self._stats.drift_embedding = self._watch.ratio
+        self._stats.drift_alarms = self._watch.alarms
         found = self._drift.report()
         for kind in ("psi", "ks", "missing", "new"):
             of_kind = {name: getattr(field, kind) for name, field in found.items()}
@@ -212,6 +224,8 @@ class Learn:
             self._marks[group] = positions
             newest = windows.offsets[1:][np.diff(windows.offsets) > 0] - 1
             self._drift.add(windows.rows.take(newest))
+            if self._learner.shape.unit != "node":
+                self._watch.add(subset(windows, np.flatnonzero(np.diff(windows.offsets))))
             self._learner.receive(windows)
             self._stats.received += len(windows)
         if gone:
@@ -299,6 +313,7 @@ class Learn:
             )
             return
         s.snapshot, s.snapshot_age_s = name, 0.0
+        self._watch.serve(self._learner.released())
         prune(self._folder, 2, name)
         with self._lock, suppress(OSError):  # forgotten by both of the snapshots that are kept
             if self._forgotten:
@@ -312,6 +327,9 @@ class Learn:
         yield JSON_FILE, json.dumps(state).encode()
         released = {k: v.contiguous() for k, v in self._learner.released().state_dict().items()}
         yield ENCODER_FILE, safetensors.torch.save(released)
+        if (reference := self._watch.reference()) is not None:
+            arrays = {k: np.ascontiguousarray(v) for k, v in reference.arrays().items()}
+            yield REFERENCE_FILE, safetensors.numpy.save(arrays)
         resident = max(RESIDENT, 10 * self._dim)  # fewer rows than that, and a rotation overfits
         for file, held, most in ((RESIDENT_FILE, False, resident), (HELD_OUT_FILE, True, HELD_OUT)):
             arrays = self._learner.windows(most, held=held).arrays()
@@ -331,6 +349,8 @@ class Learn:
         of_drift = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
         self._drift.load_state_dict({k[len(DRIFT) :]: v.numpy() for k, v in of_drift.items()})
         self._learner.load_state_dict(dict(tensors), json.loads(folder.read(JSON_FILE)))
+        if REFERENCE_FILE in folder.files:
+            self._watch.restore(Windows.of_arrays(folder.tensors(REFERENCE_FILE)))
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
         self._stats.snapshot = folder.path.name
         return True

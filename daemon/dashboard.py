@@ -167,6 +167,10 @@ ROWS: dict[str, list[Panel]] = {
               "Not handed over: the learner was full or gone; embeddings go on."),
     ],
     "Has the world changed?": [
+        lines("Embeddings against their reference", [
+            (of("afresh_drift_embedding"), "over its threshold"),
+            (f"increase({of('afresh_drift_alarms_total')}[5m])", "alarms in five minutes")], "short",
+              "Maximum mean discrepancy; above 1 is an alarm, one in 500 batches of 64 without a change.", 1.0),
         lines("Fields against their reference", [(of("afresh_drift_psi"), "{{field}}")], "short",
               "Population stability index: 0.1 is worth a look, 0.25 a shift. afresh reference takes now for normal.",
               0.1, 0.25),

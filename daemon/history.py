@@ -83,6 +83,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("held_out", "Held-out loss", "", lambda w: w.learner("heldout_loss")),
     Figure("rank", "Effective rank", "", lambda w: w.learner("effective_rank"), below=2),
     Figure("release", "Release", "", lambda w: w.publisher("release")),
+    Figure("embedding", "Drift of embeddings", "", lambda w: w.learner("drift_embedding"), above=1),
     Figure("drift", "Drift of the field that moved most", "", _drift, above=0.25),
 )
 

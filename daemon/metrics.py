@@ -200,6 +200,11 @@ TABLE: tuple[Spec, ...] = (
     Spec("afresh_learner_snapshot_age_seconds", "gauge", "Age of the learner's snapshot; -1: none.",
          learner("snapshot_age_s")),
     # the world
+    Spec("afresh_drift_embedding", "gauge",
+         "Discrepancy of embeddings from those of the reference, over its threshold: above 1 is an alarm.",
+         learner("drift_embedding")),
+    Spec("afresh_drift_alarms_total", "counter",
+         "Alarms that embeddings have changed; without a change one in 500 batches of 64.", learner("drift_alarms")),
     Spec("afresh_drift_psi", "gauge", "Population stability index of a field against its reference; 0.25 is a shift.",
          learner("drift_psi"), ("field",)),
     Spec("afresh_drift_ks", "gauge", "Largest difference of a number's distribution from its reference's; 0 to 1.",

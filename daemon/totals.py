@@ -85,7 +85,7 @@ COUNTS = {
         "accepted", "dead_letters", "encoded", "stepped", "written", "refused", "duplicates", "sampled",
         "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
     ),
-    LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "cpu_s"),
+    LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "drift_alarms", "cpu_s"),
     PublisherStats: ("releases", "refused", "cpu_s"),
 }  # fmt: skip
 """Fields that count; the others are of the moment."""

@@ -110,6 +110,8 @@ class LearnerStats:
     snapshot_failures: int = 0
     memory_bytes: int = 0
     cpu_s: float = 0.0
+    drift_embedding: float = float("nan")  # the statistic over its threshold
+    drift_alarms: int = 0
     drift_psi: dict[str, float] = field(default_factory=dict)  # by field: see learning/drift.py
     drift_ks: dict[str, float] = field(default_factory=dict)
     drift_missing: dict[str, float] = field(default_factory=dict)

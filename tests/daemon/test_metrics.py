@@ -47,7 +47,7 @@ def learner(scale: int = 1) -> LearnerStats:
     skipped = {"non_finite": n, "stale": n}
     return LearnerStats(
         1, 10 * n, n, n, skipped, 0.5, {"coles": 0.5}, 1.0, 9.0, -1.0, 0.4, 30, 99, "1-1", 4.0, n, 1, 1.0,
-        {"amount": 0.1}, {"amount": 0.2}, {"amount": 0.3}, {"shop": 0.4},
+        0.7, n, {"amount": 0.1}, {"amount": 0.2}, {"amount": 0.3}, {"shop": 0.4},
     )  # fmt: skip
 
 

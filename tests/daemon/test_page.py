@@ -60,7 +60,7 @@ def test_rates_are_of_the_last_half_minute() -> None:
     found = last(history(2 * WINDOW))
     assert found == {
         "records": 10.0, "p50": 0.005, "p99": 0.005, "lag": 3, "entities": 12, "dead": 29, "loss": 0.5,
-        "held_out": None, "rank": 1.5, "release": 2, "drift": None,
+        "held_out": None, "rank": 1.5, "release": 2, "embedding": None, "drift": None,
     }  # fmt: skip
 
 

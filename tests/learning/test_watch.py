@@ -1,0 +1,109 @@
+"""What is said of embeddings as the stream goes on, releases come and learners are restarted."""
+
+import numpy as np
+import pytest
+import torch
+
+from learning import encoders
+from learning.config import GruConfig
+from learning.encoders.base import Encoder
+from learning.mmd import BATCH, FILLED
+from learning.watch import REFERENCE, EmbeddingWatch, joined
+from schemas.records import Windows
+from schemas.stream import Shape
+from tests.learning.streams import random_windows
+
+SHAPE = Shape(2, 1)
+CONFIG = GruConfig(dim=8, hidden=8, window=8, category_dim=4, bucket_bits=4)
+
+
+def encoder(seed: int) -> Encoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return encoders.build(CONFIG, SHAPE).eval()
+
+
+def windows(rng: np.random.Generator, n: int, shift: float = 0.0) -> Windows:
+    made = random_windows(rng, n, SHAPE, CONFIG.window)
+    made.rows.numbers[:] = rng.normal(shift, 1.0, made.rows.numbers.shape)
+    return made
+
+
+def looked(watch: EmbeddingWatch, rng: np.random.Generator, batches: int, shift: float) -> int:
+    """Alarms."""
+    found = 0
+    for _ in range(batches):
+        watch.add(windows(rng, BATCH, shift))
+        found += watch.look()
+    return found
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def watch(rng: np.random.Generator) -> EmbeddingWatch:
+    made = EmbeddingWatch(0)
+    made.add(windows(rng, REFERENCE + 10))
+    made.serve(encoder(1))
+    return made
+
+
+def test_before_reference_and_release_it_says_nothing(rng: np.random.Generator) -> None:
+    made = EmbeddingWatch(0)
+    made.add(windows(rng, REFERENCE - 1))
+    made.serve(encoder(1))
+    assert looked(made, rng, 1, 3.0) == 0
+    assert np.isnan(made.ratio)
+
+
+def test_a_change_is_an_alarm_and_a_new_release_is_none(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    assert looked(watch, rng, 30, 0.0) == 0
+    assert watch.ratio < 1.0
+    watch.serve(encoder(2))
+    assert looked(watch, rng, 30, 0.0) == 0
+    assert looked(watch, rng, 3 * FILLED, 3.0) > 0
+    assert watch.alarms > 0
+
+
+def test_a_renewed_reference_takes_now_for_normal(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    watch.renew()
+    watch.add(windows(rng, REFERENCE, 3.0))
+    watch.serve(encoder(1))
+    assert looked(watch, rng, 30, 3.0) == 0
+
+
+def test_restored_it_has_the_same_reference(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    kept = watch.reference()
+    assert kept is not None and len(kept) == REFERENCE
+    again = EmbeddingWatch(0)
+    again.restore(Windows.of_arrays(kept.arrays()))
+    again.serve(encoder(1))
+    seeds = [np.random.default_rng(5) for _ in range(2)]
+    for made, each in zip((watch, again), seeds, strict=True):
+        looked(made, each, 2 * FILLED, 3.0)
+    assert watch.ratio == pytest.approx(again.ratio)
+
+
+def test_only_the_newest_of_many_are_looked_at(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    watch.add(windows(rng, 10 * BATCH))
+    assert watch._waiting is not None and len(watch._waiting) == BATCH
+
+
+def test_joined_windows_are_those_they_were(rng: np.random.Generator) -> None:
+    parts = [windows(rng, n) for n in (3, 1, 5)]
+    both = joined(parts)
+    assert len(both) == 9
+    np.testing.assert_array_equal(both.entity, np.concatenate([p.entity for p in parts]))
+    lo, hi = both.offsets[3:5]
+    np.testing.assert_array_equal(both.rows.position[lo:hi], parts[1].rows.position)
