@@ -12,7 +12,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test check format lock bench quality-events quality-graph quality-images \
+.PHONY: quality-drift help demo test check format lock bench quality-events quality-graph quality-images \
 	test-faults docs env servers clean
 .DEFAULT_GOAL := help
 
@@ -46,6 +46,9 @@ quality-graph: env ## measure what a graph's model knows; AFRESH_DATA names the 
 
 quality-images: env ## measure what vectors of images know; AFRESH_DATA names the data folder, ARGS parts, FULL=1 all of it
 	$(BIN)/python -m benchmarks.quality_images $(if $(FULL),--full) $(ARGS)
+
+quality-drift: env ## measure false alarms and delays; AFRESH_DATA names the data folder, ARGS streams
+	$(BIN)/python -m benchmarks.quality_drift $(ARGS)
 
 test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)

@@ -17,7 +17,7 @@ from learning.compatibility import procrustes, rotate
 from learning.config import EncoderConfig, LearnerConfig
 from learning.field_learner import FieldLearner
 from learning.student import embed
-from schemas.records import F32, I64, Rows, Windows, category_hash
+from schemas.records import F32, I64, Windows, category_hash
 
 TOPIC = 0
 
@@ -87,15 +87,6 @@ def run(
             clock["embed"] += time.perf_counter() - learnt
     out.updates, out.sequences, out.seconds = learner.updates, learner.sequences, clock
     return out
-
-
-def joined(windows: list[Windows]) -> Windows:
-    lengths = np.concatenate([np.diff(w.offsets) for w in windows])
-    totals, first_us, entity = (
-        np.concatenate([getattr(w, n) for w in windows]) for n in ("totals", "first_us", "entity")
-    )
-    rows = Rows.concat([w.rows for w in windows])
-    return Windows(rows, np.concatenate([[0], np.cumsum(lengths)]), totals, first_us, entity)
 
 
 def one_thread() -> None:

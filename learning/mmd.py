@@ -29,8 +29,9 @@ class MmdDrift:
 
     def __init__(self, reference: F32, run_length: float, rng: np.random.Generator) -> None:
         self._n, d = reference.shape
-        self._weights = rng.normal(size=(d, R)) / _bandwidth(reference, rng)
-        self._phases = rng.uniform(0.0, 2.0 * np.pi, R)
+        weights = rng.normal(size=(d, R)) / _bandwidth(reference, rng)
+        self._weights = weights.astype(np.float32)
+        self._phases = rng.uniform(0.0, 2.0 * np.pi, R).astype(np.float32)
         features = self._features(reference)
         self._mean = features.mean(0)
         covariance = np.cov(features.T)
@@ -56,8 +57,8 @@ class MmdDrift:
         return float(apart - noise)
 
     def _features(self, z: F32) -> F64:
-        found: F64 = np.cos(z @ self._weights + self._phases) * np.sqrt(2.0 / R)
-        return found
+        found = np.cos(z @ self._weights + self._phases) * np.float32(np.sqrt(2.0 / R))
+        return np.asarray(found, np.float64)
 
 
 def _bandwidth(z: F32, rng: np.random.Generator) -> float:

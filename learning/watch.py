@@ -4,10 +4,10 @@ release, so that a release is no change of the world."""
 import numpy as np
 
 from learning.encoders.base import Encoder
-from learning.kinds.events import subset
+from learning.kinds.events import joined, subset
 from learning.mmd import BATCH, MmdDrift
 from learning.student import embed
-from schemas.records import F32, Rows, Windows
+from schemas.records import F32, Windows
 
 REFERENCE = 2048  # windows
 LEAST = 256  # ... where they are large
@@ -90,15 +90,3 @@ class EmbeddingWatch:
     def restore(self, reference: Windows) -> None:
         self.renew()
         self._parts, self._wanted = [reference], len(reference)
-
-
-def joined(parts: list[Windows]) -> Windows:
-    """Windows of one stream, one after the other."""
-    rows = Rows.concat([w.rows for w in parts])
-    lengths = np.concatenate([np.diff(w.offsets) for w in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    totals, first_us, entity = (
-        np.concatenate([getattr(w, name) for w in parts])
-        for name in ("totals", "first_us", "entity")
-    )
-    return Windows(rows, offsets, totals, first_us, entity)

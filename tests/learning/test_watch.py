@@ -7,8 +7,9 @@ import torch
 from learning import encoders
 from learning.config import GruConfig
 from learning.encoders.base import Encoder
+from learning.kinds.events import joined
 from learning.mmd import BATCH, FILLED
-from learning.watch import REFERENCE, EmbeddingWatch, joined
+from learning.watch import REFERENCE, EmbeddingWatch
 from schemas.records import Windows
 from schemas.stream import Shape
 from tests.learning.streams import random_windows
