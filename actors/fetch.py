@@ -161,7 +161,7 @@ class Fetcher:
             try:
                 found = self._read(uri)
             except Exception as error:
-                found = error
+                found = error.with_traceback(None)  # it would keep what was read
             with self._counting:
                 if attempt.left:
                     self._hung -= 1
