@@ -78,7 +78,7 @@ class ImageDecoder(Decoder):
                 self._read_headers(rows, at, said, int(timestamps_ms[at]))
                 found = self._file_or_uri(value)
             except Rejected as why:
-                wrong[at] = why
+                wrong[at] = why.with_traceback(None)
                 continue
             if isinstance(found, bytes):
                 files.append((at, found))
@@ -96,20 +96,21 @@ class ImageDecoder(Decoder):
             decoded = decoded.take(keep)
         return decoded, bad
 
-    def pixels(self, data: bytes) -> U8:
-        """Of an image's file: [S·S·3]. Raises Rejected, and nothing else, where there are none. Any thread may ask:
-        no more than `threads` images are there at full size, whoever asks."""
+    def pixels(self, data: bytes) -> U8 | Rejected:
+        """Of an image's file: [S·S·3], or why there are none. Any thread may ask: no more than `threads` images are
+        there at full size, whoever asks.
+
+        It is not raised: an error that is kept, here or as another's context, keeps by its traceback the image."""
         try:
             with self._at_once:
                 return shrunk(checked(data, self._image), self._image.side)
-        except Rejected:
-            raise
+        except Rejected as why:
+            return why.with_traceback(None)
         except DecompressionBombError:
             reason = "more pixels than Pillow takes, whatever stream.image.max_pixels is"
-            raise Rejected("image_too_large", reason) from None
+            return Rejected("image_too_large", reason)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise Rejected("bad_image", reason) from None
+            return Rejected("bad_image", f"{type(error).__name__}: {str(error)[:200]}")
 
     def close(self) -> None:
         if self._pool is not None:
@@ -188,12 +189,11 @@ class ImageDecoder(Decoder):
                     at, found = next(feed, (-1, b""))
                 if at < 0:
                     return
-                try:
-                    if isinstance(found, Rejected):
-                        raise found
-                    rows.pixels[at] = self.pixels(found)
-                except Rejected as why:
-                    wrong[at] = why
+                made = found if isinstance(found, Rejected) else self.pixels(found)
+                if isinstance(made, Rejected):
+                    wrong[at] = made
+                else:
+                    rows.pixels[at] = made
                 self.done += 1  # a lost count does not matter
 
         workers = [self._pool.submit(work) for _ in range(self._image.threads)]

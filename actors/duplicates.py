@@ -10,7 +10,8 @@ from schemas.records import F32, Bool
 
 SEEN = 4096  # images
 NEXT = 10  # of the background; the image's own copy is not among them
-LEAST = 64  # images seen before any is judged
+LEAST = 64  # images seen before any is judged by it
+SAME = 1 - 1e-6  # a cosine from which on it is the same frame again, whatever is usual
 
 
 class Duplicates:
@@ -25,27 +26,27 @@ class Duplicates:
         """Of N new images: which are copies of one seen lately, and which of their entity's image before.
 
         vectors, before: [N, D]; `before` is zero where there is none. Those that are no copies count as seen."""
-        near = self._near(vectors)
-        if near is None:
-            none = np.zeros(len(vectors), np.bool_)
-            self._add(vectors)
-            return none, none.copy()
-        usual = near[:, 1:].mean(1)
-        copies = near[:, 0] - usual > self._threshold
-        same = (vectors * before).sum(1) - usual > self._threshold
+        nearest, usual = self._near(vectors)
+        copies = self._alike(nearest, usual)
+        same = self._alike((vectors * before).sum(1), usual)
         chosen = np.flatnonzero(~copies)  # copies of each other, in one batch, too
         among = np.triu(vectors[chosen] @ vectors[chosen].T, 1).max(0, initial=-1.0)
-        copies[chosen[among - usual[chosen] > self._threshold]] = True
+        copies[chosen[self._alike(among, usual[chosen])]] = True
         self._add(vectors[~copies])
         return copies, same
 
-    def _near(self, vectors: F32) -> F32 | None:
-        """Cosines [N, 1 + NEXT] with the nearest ones seen, falling; None while there are too few."""
-        if self._count < LEAST:
-            return None
-        near = vectors @ self._seen[: min(self._count, SEEN)].T
+    def _alike(self, cosine: F32, usual: F32) -> Bool:
+        return (cosine - usual > self._threshold) | (cosine > SAME)
+
+    def _near(self, vectors: F32) -> tuple[F32, F32]:
+        """Cosines [N] with the nearest one seen, and the mean of those that come next; infinite while too few were."""
+        n, seen = len(vectors), self._seen[: min(self._count, SEEN)]
+        near = vectors @ seen.T if len(seen) else np.full((n, 1), -1.0, np.float32)
+        if len(seen) < LEAST:
+            return near.max(1), np.full(n, np.inf, np.float32)
         near = np.partition(near, -(1 + NEXT), axis=1)[:, -(1 + NEXT) :]
-        return np.asarray(np.sort(near, axis=1)[:, ::-1])
+        nearest = near.max(1)
+        return nearest, (near.sum(1) - nearest) / NEXT
 
     def _add(self, vectors: F32) -> None:
         if not self._seen.size:

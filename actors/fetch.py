@@ -15,10 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from actors.rejected import Rejected
 from schemas.errors import SettingsError
@@ -159,7 +161,7 @@ class Fetcher:
             try:
                 found = self._read(uri)
             except Exception as error:
-                found = error
+                found = error.with_traceback(None)  # it would keep what was read
             with self._counting:
                 if attempt.left:
                     self._hung -= 1
@@ -189,7 +191,11 @@ class Fetcher:
 
     def _read(self, uri: str) -> bytes:
         limit, data = self._config.max_bytes, bytearray()
-        with self._filesystem(allowed(uri, self._roots)).open(uri, "rb") as file:
+        root = allowed(uri, self._roots)
+        filesystem = self._filesystem(root)
+        if isinstance(filesystem, LocalFileSystem):
+            _check_local(uri, filesystem._strip_protocol(uri), filesystem._strip_protocol(root))
+        with filesystem.open(uri, "rb") as file:
             while piece := file.read(min(PIECE, limit + 1 - len(data))):
                 data += piece
                 if len(data) > limit:
@@ -255,6 +261,15 @@ def _root(given: str) -> str:
         how = f"pip install {package}" if package else str(error)
         raise SettingsError(f"{key} has {redacted(given)}, which needs a package: {how}.") from None
     return root
+
+
+def _check_local(uri: str, path: str, root: str) -> None:
+    """Raises Rejected where links lead out of the root, or to what is no file: a pipe would hang."""
+    real = Path(path).resolve()
+    if not real.is_relative_to(Path(root).resolve()):
+        raise Rejected("uri_refused", f"{redacted(uri)}: a link leads out of its root")
+    if real.exists() and not real.is_file():
+        raise Rejected("unreachable", f"{redacted(uri)}: no plain file")
 
 
 def _unreachable(uri: str, error: Exception, tries: int) -> Rejected:

@@ -20,6 +20,9 @@ from schemas.stream import ImageConfig, Shape
 TURN_S = 0.1  # encoding takes about so long of one turn of the shard, whatever an image costs
 LEAST = 16  # images of a turn
 BATCH_BYTES = 64 << 20  # of the pixels of a turn
+REWRITE_US = (
+    60_000_000  # an entity is written once in so much of its time, though its images are copies
+)
 
 
 class Images:
@@ -53,12 +56,15 @@ class Images:
             self._adapt(len(at), self._clock() - began)
             self.stats.encoded += len(at)
             if self._duplicates is not None:
+                found = [state.index.get(decoded.entities[i], -1) for i in at.tolist()]
+                slots = np.array(found, np.int64)
                 copies, same = self._duplicates.judge(
-                    rows.vector[at], self._before(state, decoded, at, release)
+                    rows.vector[at], self._before(state, slots, release)
                 )
                 learnt = there.copy()
                 learnt[at[copies]] = False
-                quiet[at[same]] = True
+                now_us = rows.time_us[at] // REWRITE_US
+                quiet[at[same]] = (now_us == state.last_us[slots] // REWRITE_US)[same]
                 self.stats.duplicates += int(np.count_nonzero(copies | same))
         windows = _windows(rows, decoded.entities, np.flatnonzero(learnt), self._shape)
         if not self._shape.kept_pixels:
@@ -76,10 +82,10 @@ class Images:
             self.most = min(max(LEAST, (self.most + fits) // 2), self._room)
 
     @staticmethod
-    def _before(state: State, decoded: Decoded, at: I64, release: Release) -> F32:
-        """The vector of the newest image that each one's entity had, zero where there is none of the release."""
-        found = [state.index.get(decoded.entities[i], -1) for i in at.tolist()]
-        slots = np.array(found, np.int64)
+    def _before(state: State, slots: I64, release: Release) -> F32:
+        """The vector of the newest image that each one's entity had, zero where there is none of the release.
+
+        slots: -1 where the entity is new."""
         newest = (state.placed[slots] - 1) % state.window
         rows = state.rows
         assert isinstance(rows, ImageRows)

@@ -31,9 +31,9 @@ class Batch:
 
 
 class Refetch:
-    """Of one group. pixels: of an image's file; raises Rejected."""
+    """Of one group. pixels: of an image's file, or why there are none."""
 
-    def __init__(self, fetcher: Fetcher, pixels: Callable[[bytes], U8]) -> None:
+    def __init__(self, fetcher: Fetcher, pixels: Callable[[bytes], U8 | Rejected]) -> None:
         self._fetcher, self._pixels = fetcher, pixels
         self._pool: ThreadPoolExecutor | None = None
         self._batch: Batch | None = None
@@ -91,16 +91,11 @@ class Refetch:
 
     def _get(self, uris: Sequence[str]) -> Found:
         # as they come: of the files no more than `fetches` are held
-        found = {at: self._opened(data) for at, data in self._fetcher.each(uris)}
+        found = {
+            at: data if isinstance(data, Rejected) else self._pixels(data)
+            for at, data in self._fetcher.each(uris)
+        }
         return [found[at] for at in range(len(uris))]
-
-    def _opened(self, found: bytes | Rejected) -> U8 | Rejected:
-        if isinstance(found, Rejected):
-            return found
-        try:
-            return self._pixels(found)
-        except Rejected as why:
-            return why
 
 
 def _stale(state: State, slots: I64, release: int) -> tuple[I64, Bool]:

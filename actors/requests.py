@@ -26,24 +26,25 @@ class Request:
 
 
 def ask(releases: Path, request: Request) -> None:
+    _made(releases)
     write_file(releases / ASKED, json.dumps(asdict(request)).encode())
 
 
 def take(releases: Path) -> Request | None:
     """What is asked, once."""
-    path = releases / ASKED
-    try:
+    path, asked = releases / ASKED, None
+    with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        found = None
+        asked = Request(int(found["rollback"]), bool(found["force"]))
     with suppress(OSError):
         path.unlink()
-    return None if found is None else Request(int(found["rollback"]), bool(found["force"]))
+    return asked
 
 
 def ask_learner(learner: Path, what: str) -> None:
     """In the learner's folder: a SNAPSHOT now, so that there is something to release, or a RENEWAL of the
     reference that drift is measured against."""
+    _made(learner)
     write_file(learner / what, b"")
 
 
@@ -54,6 +55,11 @@ def taken(learner: Path, what: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _made(folder: Path) -> None:
+    """Before the first snapshot or release there is none."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def hold(releases: Path, reason: str) -> None:

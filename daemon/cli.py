@@ -15,6 +15,7 @@ import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from schemas.errors import AfreshError
 
@@ -25,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out, err = Console(), Console(stderr=True)
+out, err = Console(markup=False), Console(stderr=True, markup=False)
+"""Texts and names may have square brackets."""
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", envvar="AFRESH_CONFIG", help="Settings, a TOML file.")
@@ -51,7 +53,8 @@ def main() -> None:
     try:
         app()
     except AfreshError as error:
-        err.print(f"[bold red]afresh:[/] {error}", highlight=False, soft_wrap=True)
+        told = Text.assemble(("afresh:", "bold red"), f" {error}")
+        err.print(told, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -95,6 +98,10 @@ def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML f
 
     s = load_settings(config)
     check(s)
+    if s.stream.images:  # what timm and a file of weights say: the daemon itself never loads them
+        from actors.learn import learner_of
+
+        learner_of(s.learner, s.encoder, s.stream.shape, "cpu")
     slots = capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
     names = [f.name for f in s.stream.field] + [f"{f.name} of nodes" for f in s.stream.node]
     inputs = ", ".join(names) or "none but time"
@@ -121,7 +128,7 @@ def demo(
     """Replay the flights of 2013 through a real Kafka, the daemon and a real Redis."""
     from daemon.demo import Demo
 
-    raise typer.Exit(Demo(out, keep=keep, limit=limit).run())
+    raise typer.Exit(Demo(Console(), keep=keep, limit=limit).run())
 
 
 @app.command()

@@ -79,6 +79,8 @@ def rollback(
         )
     read_release(settings.releases / str(wanted))  # whole, or it says why not
     _ask(settings, Request(rollback=wanted), timeout_s)
+    if (now := current_release(settings.releases)) != wanted:
+        raise AfreshError(f"release {now} is served, not {wanted}: the daemon's log says why.")
     out.print(
         f"Release {wanted} is served in place of {current}; vectors follow in the background. No release comes by "
         "itself until afresh release."
@@ -134,11 +136,14 @@ def _snapshot(settings: Any, timeout_s: float) -> None:
 def _ask(settings: Any, request: Any, timeout_s: float) -> None:
     """Hands it to the publisher of the running daemon. Raises AfreshError where none takes it."""
 
-    fetch_status(settings)  # says so where none runs
-    done = fetch_status(settings)["publisher"]["requests"]
+    def dealt_with() -> int:
+        """Over restarts of the publisher. Says so where no daemon runs."""
+        return int((fetch_status(settings)["publisher"] or {}).get("requests", 0))
+
+    done = dealt_with()
     requests.ask(settings.releases, request)
     end = time.monotonic() + timeout_s
-    while fetch_status(settings)["publisher"]["requests"] == done:
+    while dealt_with() == done:
         if time.monotonic() > end:
             raise AfreshError(
                 f"the publisher did not take it within {timeout_s:.0f} s; it may still. See its log."

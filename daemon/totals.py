@@ -86,7 +86,7 @@ COUNTS = {
         "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
     ),
     LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "drift_alarms", "cpu_s"),
-    PublisherStats: ("releases", "refused", "cpu_s"),
+    PublisherStats: ("releases", "refused", "cpu_s", "requests"),
 }  # fmt: skip
 """Fields that count; the others are of the moment."""
 HIGHEST = {LearnerStats: ("updates",)}

@@ -288,3 +288,12 @@ def test_no_more_images_are_decoded_at_once_than_there_are_threads(tmp_path: Pat
     errors, most = grown(tmp_path, [saved(plain("RGB", RED, (2500, 2500)), "PNG")] * 12)
     assert not errors
     assert most < 3 * one
+
+
+def test_nothing_is_kept_of_images_that_could_not_be_decoded(tmp_path: Path) -> None:
+    """An error's traceback holds the image at its full size."""
+    one = 4 * 2500 * 2500
+    cut = [saved(noise((25, 25)).resize((2500, 2500), Image.Resampling.NEAREST), "PNG")[:-1000]]
+    errors, most = grown(tmp_path, cut * 12)
+    assert errors == ["bad_image"] * 12
+    assert most < 4 * one

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -256,6 +257,22 @@ def test_an_image_may_be_behind_a_uri(file_root: str) -> None:
     assert found.rows.uri.shape == (3, URI_BYTES)
     assert kept == [uris[0], "", uris[0]]
     what.close()
+
+
+def test_links_stay_below_their_root(tmp_path: Path, file_root: str) -> None:
+    inside = tmp_path / "in"
+    (inside / "near.png").symlink_to("a.png")
+    (inside / "far.png").symlink_to("../out.png")
+    (inside / "up").symlink_to(tmp_path)
+    os.mkfifo(inside / "pipe.png")
+    (tmp_path / "root").symlink_to(inside)
+    for root in (file_root, f"file://{tmp_path}/root/"):
+        fetcher = Fetcher(ImageConfig(uri_roots=(root,)))
+        names = ("near.png", "far.png", "up/out.png", "pipe.png", "up", "none.png")
+        first, *others = fetcher.get([root + name for name in names])
+        assert first == PICTURE
+        found = [other.error for other in others if isinstance(other, Rejected)]
+        assert found == ["uri_refused"] * 2 + ["unreachable", "uri_refused", "unreachable"]
 
 
 def test_uris_of_another_store_and_path(store: Flaky) -> None:

@@ -244,6 +244,30 @@ def test_copies_neither_train_nor_are_written_again(tmp_path: Path) -> None:
     assert lab.found("x").count == 3
 
 
+def test_of_frames_that_are_all_copies_one_a_minute_is_written(tmp_path: Path) -> None:
+    """Else a scene that changes slowly would drift away from its vector, whose key would expire at last."""
+    lab = Lab(tmp_path, stream=stream_of(duplicate=0.05))
+    lab.release(1)
+    for at in range(180):
+        lab.put(image("x", 600 + at, RED))
+    assert lab.shard._stats.written == 3
+    assert lab.found("x").count == 121
+    assert lab.shard._stats.duplicates == 179
+
+
+def test_the_same_frame_is_a_copy_though_nothing_else_was_seen() -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.normal(size=(3, 64)).astype(np.float32)
+    frames /= np.linalg.norm(frames, axis=1, keepdims=True)
+    judge, before = Duplicates(0.3), np.zeros_like(frames)
+    for turn in range(100):
+        copies, same = judge.judge(frames, before)
+        assert copies.all() == same.all() == copies.any() == same.any() == (turn > 0)
+        before = frames
+    copies, _ = Duplicates(0.3).judge(np.repeat(frames, 2, 0), np.zeros((6, 64), np.float32))
+    assert copies.tolist() == [False, True] * 3, "in one batch, too"
+
+
 def test_a_copy_is_judged_beside_what_is_usual() -> None:
     """Where all images are alike a high cosine says nothing."""
     rng = np.random.default_rng(0)

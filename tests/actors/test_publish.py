@@ -18,7 +18,7 @@ from actors.learn import Learn
 from actors.publish import ENCODER_FILE, RESIDENT_FILE, Publish, ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
-from actors.requests import Request, ask
+from actors.requests import SNAPSHOT, Request, ask, ask_learner, take, taken
 from daemon import servers
 from learning import compatibility, encoders, export
 from learning.config import LearnerConfig
@@ -364,6 +364,22 @@ def test_rolled_back_it_stays_so_until_somebody_asks(
     service.turns()
     assert (service.current, service.publish.stats().held) == (4, "")
     assert entries(database, stream)[-1] == (b"4", b"release")
+
+
+@pytest.mark.parametrize("asked", [b"", b"[1]", b'{"rollback": "x", "force": 1}', b"7", b"\xff"])
+def test_what_is_no_request_changes_nothing(service: Service, asked: bytes) -> None:
+    service.release(0)
+    (service.root / "releases" / "asked.json").write_bytes(asked)
+    service.turns()
+    assert (service.current, service.publish.stats().requests) == (1, 0)
+    assert not (service.root / "releases" / "asked.json").exists()
+
+
+def test_before_there_is_anything_it_can_be_asked_too(tmp_path: Path) -> None:
+    ask(tmp_path / "releases", Request())
+    ask_learner(tmp_path / "learner", SNAPSHOT)
+    assert take(tmp_path / "releases") == Request()
+    assert taken(tmp_path / "learner", SNAPSHOT)
 
 
 @pytest.mark.parametrize("release", [7, 2])

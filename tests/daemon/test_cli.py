@@ -266,6 +266,29 @@ def test_a_file_of_settings_is_checked(service: Service, tmp_path: Path) -> None
     assert "kafka: there is no such key" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("encoder", "found"),
+    [
+        ('backbone = "resnet10tx"', "timm has no such model, but ['resnet10t'"),
+        ('weights = "none.safetensors"', "it cannot be read as safetensors"),
+        ('backbone = "vit_tiny_patch16_224"\nsize = 8', "encoder.backbone"),
+    ],
+)
+def test_a_backbone_that_cannot_be_made_is_refused(
+    service: Service, tmp_path: Path, encoder: str, found: str
+) -> None:
+    images = tmp_path / "images.toml"
+    images.write_text(
+        'name = "i"\nstate_dir = "s"\nstream = { kind = "image" }\n'
+        'source = { brokers = "localhost:1", topics = ["i"] }\n'
+        f'[encoder]\nname = "timm"\n{encoder}\n'
+    )
+    done = service.run("check-config", str(images))
+    assert done.returncode == 2
+    assert found in done.stderr
+    assert "under [encoder]." in done.stderr
+
+
 def test_a_real_prometheus_scrapes_it_and_can_evaluate_everything(
     service: Service, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from actors.publish import ReleaseConfig
-from daemon.totals import Snapshot, no_release
+from daemon.totals import Snapshot, Totals, no_release
 from learning.config import LearnerConfig
 from schemas.stats import LearnerStats, PublisherStats
 
@@ -28,3 +28,11 @@ def test_it_says_what_the_first_release_waits_for(
     told = no_release(known, LearnerConfig(), ReleaseConfig())
     assert told.startswith("there is no release yet")
     assert re.search(why, told), told
+
+
+def test_what_was_asked_for_is_counted_over_restarts() -> None:
+    """Commands wait for that count to rise."""
+    totals = Totals()
+    totals.update("publisher", PublisherStats(requests=2), started_anew=False)
+    totals.update("publisher", PublisherStats(requests=1), started_anew=True)
+    assert totals.get("publisher").requests == 3
