@@ -32,9 +32,13 @@ class Duplicates:
             return none, none.copy()
         usual = near[:, 1:].mean(1)
         copies = near[:, 0] - usual > self._threshold
-        same = (vectors * before).sum(1) - usual > self._threshold
+        same = before.any(1) & ((vectors * before).sum(1) - usual > self._threshold)
         chosen = np.flatnonzero(~copies)  # copies of each other, in one batch, too
-        among = np.triu(vectors[chosen] @ vectors[chosen].T, 1).max(0, initial=-1.0)
+        like, earlier = (
+            vectors[chosen] @ vectors[chosen].T,
+            np.tri(len(chosen), k=-1, dtype=np.bool_),
+        )
+        among = np.where(earlier, like, np.float32(-1.0)).max(1, initial=-1.0)
         copies[chosen[among - usual[chosen] > self._threshold]] = True
         self._add(vectors[~copies])
         return copies, same

@@ -237,6 +237,7 @@ class Group:
         if quiet is not None and len(quiet) and len(touched.slots):
             loud = ~np.isin(touched.rows.position, quiet)
             news = np.logical_or.reduceat(loud, touched.starts)
+            news |= self.state.count[touched.slots] == touched.lengths  # a life began
             touched.quiet = ~(news | self.state.owed[touched.slots])
         self.owe(touched)
         return touched

@@ -53,12 +53,14 @@ class Images:
             self._adapt(len(at), self._clock() - began)
             self.stats.encoded += len(at)
             if self._duplicates is not None:
-                copies, same = self._duplicates.judge(
-                    rows.vector[at], self._before(state, decoded, at, release)
-                )
+                before = self._before(state, decoded, at, release)
+                copies, same = self._duplicates.judge(rows.vector[at], before)
+                same &= state.window == 1  # a mean moves with each copy
                 learnt = there.copy()
                 learnt[at[copies]] = False
                 quiet[at[same]] = True
+                # the next one is compared with what readers have: many small changes are a large one
+                rows.vector[at[same]] = before[same]
                 self.stats.duplicates += int(np.count_nonzero(copies | same))
         windows = _windows(rows, decoded.entities, np.flatnonzero(learnt), self._shape)
         if not self._shape.kept_pixels:
