@@ -23,14 +23,18 @@ KEEPS: list[Any] = ["pixels", "nothing"]
 
 
 class Learner(LearnerPort):
-    """Takes all that it is given."""
+    """Takes all that it is given, but for what lies below its mark, as the real one."""
 
     def __init__(self) -> None:
         self.windows: list[Windows] = []
         self.processes = 1
+        self._marks: dict[int, list[int]] = {}
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
-        self.windows.append(windows)
+        mark = self._marks.get(group)
+        if mark is None or any(map(int.__gt__, positions, mark)):
+            self.windows.append(windows)
+            self._marks[group] = positions
         return True
 
     def poll(self) -> None: ...
@@ -51,9 +55,15 @@ def stream_of(**image_keys: Any) -> StreamConfig:
 class Lab:
     """A shard of images, which can be killed and opened again."""
 
-    def __init__(self, folder: Path, window: int = 1, stream: StreamConfig = STREAM) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        window: int = 1,
+        stream: StreamConfig = STREAM,
+        topics: tuple[str, ...] = ("photos",),
+    ) -> None:
         self.folder, self.window, self.stream = folder, window, stream
-        self.source, self.server, self.learner = MemorySource(), MemoryServer(), Learner()
+        self.source, self.server, self.learner = MemorySource((), topics), MemoryServer(), Learner()
         self.restarts = 0
         self.shard = self.open()
 
@@ -242,6 +252,12 @@ def test_copies_neither_train_nor_are_written_again(tmp_path: Path) -> None:
     assert lab.found("x").count == 1, "its copy is counted with the next image that is none"
     lab.put(image("x", 1003, GREEN))
     assert lab.found("x").count == 3
+
+
+def test_images_of_several_topics_all_go_to_the_learner(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, topics=("photos", "scans"))
+    lab.put(image("a", 10, RED), image("b", 11, GREEN)._replace(topic=1))
+    assert sum(map(len, lab.learner.windows)) == 2
 
 
 def crowd(lab: Lab) -> None:
