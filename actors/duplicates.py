@@ -28,9 +28,11 @@ class Duplicates:
         vectors, before: [N, D]; `before` is zero where there is none. Those that are no copies count as seen."""
         nearest, usual = self._near(vectors)
         copies = self._alike(nearest, usual)
-        same = self._alike((vectors * before).sum(1), usual)
+        same = before.any(1) & self._alike((vectors * before).sum(1), usual)
         chosen = np.flatnonzero(~copies)  # copies of each other, in one batch, too
-        among = np.triu(vectors[chosen] @ vectors[chosen].T, 1).max(0, initial=-1.0)
+        like = vectors[chosen] @ vectors[chosen].T
+        earlier = np.tri(len(chosen), k=-1, dtype=np.bool_)
+        among = np.where(earlier, like, np.float32(-1.0)).max(1, initial=-1.0)
         copies[chosen[self._alike(among, usual[chosen])]] = True
         self._add(vectors[~copies])
         return copies, same

@@ -24,7 +24,6 @@ from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
-from actors.refetch import MOST as FETCHED
 from actors.refetch import Refetch
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import GroupSnapshot, restore
@@ -237,6 +236,7 @@ class Group:
         if quiet is not None and len(quiet) and len(touched.slots):
             loud = ~np.isin(touched.rows.position, quiet)
             news = np.logical_or.reduceat(loud, touched.starts)
+            news |= self.state.count[touched.slots] == touched.lengths  # a life began
             touched.quiet = ~(news | self.state.owed[touched.slots])
         self.owe(touched)
         return touched
@@ -310,8 +310,9 @@ class Group:
         assert releases.current is not None
         state = self.state
         if self.refetch is not None and self.refetch.busy:
-            slots = self.refetch.end(state, releases.current)
-            return None if slots is None else self._owed_images(slots, releases.current)
+            fetched = self.refetch.end(state, releases.current)
+            if fetched is not None:
+                return self._owed_images(fetched, releases.current)
         while True:
             if not len(self.queue):
                 owed = np.flatnonzero(state.owed[: len(state.names)])
@@ -327,12 +328,14 @@ class Group:
                 return slots, self._vectors(slots, vectors, state.tag[slots])
 
     def _owed_images(self, slots: I64, release: Release) -> tuple[I64, Vectors] | None:
-        """As `owed`; None where all of them have first to be fetched."""
+        """As `owed`; None where all of them have first to be fetched. Those stay owed."""
         state = self.state
+        assert self.images is not None
         if self.refetch is not None:
             fetch = self.refetch.wanted(state, slots, release.number)
             if fetch.any():
-                self.refetch.begin(state, slots[fetch][:FETCHED], release.number)
+                if not self.refetch.busy:
+                    self.refetch.begin(state, slots[fetch], release.number, self.images.most)
                 slots = slots[~fetch]
                 if not len(slots):
                     return None

@@ -58,11 +58,13 @@ class Images:
             if self._duplicates is not None:
                 found = [state.index.get(decoded.entities[i], -1) for i in at.tolist()]
                 slots = np.array(found, np.int64)
-                copies, same = self._duplicates.judge(
-                    rows.vector[at], self._before(state, slots, release)
-                )
+                before = self._before(state, slots, release)
+                copies, same = self._duplicates.judge(rows.vector[at], before)
+                same &= state.window == 1  # a mean moves with each copy
                 learnt = there.copy()
                 learnt[at[copies]] = False
+                # the next one is compared with what readers have: many small changes are a large one
+                rows.vector[at[same]] = before[same]
                 now_us = rows.time_us[at] // REWRITE_US
                 quiet[at[same]] = (now_us == state.last_us[slots] // REWRITE_US)[same]
                 self.stats.duplicates += int(np.count_nonzero(copies | same))

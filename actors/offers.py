@@ -57,16 +57,13 @@ class Offers:
 
     def images(self, group: Group, parts: list[Windows]) -> None:
         """Images that came, as time allows."""
-        parts = [windows for windows in parts if len(windows)]
-        if self.learner is None or not parts:
+        if self.learner is None or not any(map(len, parts)):
             return
         began = self._clock()
         if not self.budget.allows():
             self._stats.sample_skipped += sum(map(len, parts))
             return
-        for windows in parts:
-            self._offer(group, windows, began)
-            began = self._clock()
+        self._offer(group, _joined(parts), began)
 
     def edges(self, group: Group, parts: list[Windows]) -> None:
         """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
@@ -74,14 +71,10 @@ class Offers:
         if self.learner is None or not any(map(len, parts)):
             return
         began = self._clock()
-        rows = Rows.concat([w.rows for w in parts])
-        if not (self.budget.allows() or rows.missing[:, NEIGHBOUR].any()):
-            self._stats.sample_skipped += len(rows)
+        windows = _joined(parts)
+        if not (self.budget.allows() or windows.rows.missing[:, NEIGHBOUR].any()):
+            self._stats.sample_skipped += len(windows)
             return
-        totals, first_us, entity = (
-            np.concatenate([getattr(w, n) for w in parts]) for n in ("totals", "first_us", "entity")
-        )
-        windows = Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)
         self._offer(group, windows, began)
 
     def _describe(self) -> None:
@@ -114,3 +107,14 @@ class Offers:
         else:
             self._stats.sample_skipped += len(windows)
         self.budget.spend(self._clock() - began)
+
+
+def _joined(parts: list[Windows]) -> Windows:
+    """Windows of one row each, as one offer: of two with the same positions the learner would skip the second."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = Rows.concat([w.rows for w in parts])
+    totals, first_us, entity = (
+        np.concatenate([getattr(w, n) for w in parts]) for n in ("totals", "first_us", "entity")
+    )
+    return Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)

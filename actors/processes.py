@@ -16,6 +16,7 @@ import structlog
 
 from actors.decode import DecodeConfig, Decoder, make_decoder
 from actors.embed import Releases
+from actors.fetch import Fetcher
 from actors.group import Group
 from actors.images import Images
 from actors.lease import refuse_replaced
@@ -219,9 +220,10 @@ def images_of(stream: StreamConfig, groups: list[Group], decoder: Decoder) -> Im
     from actors.decode_images import ImageDecoder
 
     assert isinstance(decoder, ImageDecoder)
-    if stream.shape.kept_uri and decoder.fetcher is not None:
+    if stream.shape.kept_uri:
+        fetcher = Fetcher(stream.image)
         for group in groups:
-            group.refetch = Refetch(decoder.fetcher, decoder.pixels)
+            group.refetch = Refetch(fetcher, decoder.pixels)
     return Images(stream.image, stream.shape)
 
 

@@ -1,8 +1,9 @@
 """Images that a release encodes again from behind their URIs: fetched beside the stream, some at a time."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 
 import numpy as np
 import structlog
@@ -14,7 +15,6 @@ from actors.rejected import Rejected
 from actors.state import State
 from schemas.records import I64, U8, Bool, ImageRows
 
-MOST = 256  # entities at a time
 log = structlog.get_logger()
 Found = list[U8 | Rejected]
 
@@ -27,15 +27,16 @@ class Batch:
     slot: I64
     place: I64
     position: I64
+    since: I64  # with `slot` it says whose life it is
     answer: Future[Found]
 
 
 class Refetch:
-    """Of one group. pixels: of an image's file, or why there are none."""
+    """Of one group. fetcher: not that of the stream, which would wait for a store that hangs. pixels: of an image's
+    file, or why there are none."""
 
     def __init__(self, fetcher: Fetcher, pixels: Callable[[bytes], U8 | Rejected]) -> None:
         self._fetcher, self._pixels = fetcher, pixels
-        self._pool: ThreadPoolExecutor | None = None
         self._batch: Batch | None = None
         self._failed = np.zeros(0, np.int64)  # entities that the release under way does not reach
 
@@ -51,16 +52,19 @@ class Refetch:
         """[M] who has images of another release that are worth a try."""
         return _stale(state, slots, release)[1].any(1) & ~np.isin(slots, self._failed)
 
-    def begin(self, state: State, slots: I64, release: int) -> None:
+    def begin(self, state: State, slots: I64, release: int, most: int) -> None:
+        """most: images at a time, which one turn encodes; all of one entity's at least."""
         rows = state.rows
         assert isinstance(rows, ImageRows)
         at, stale = _stale(state, slots, release)
-        slot, place = np.repeat(slots, stale.sum(1)), at[stale]
+        many = stale.sum(1)
+        n = max(1, int(np.searchsorted(np.cumsum(many), most, side="right")))
+        slot, place = np.repeat(slots[:n], many[:n]), at[:n][stale[:n]]
         uris = [bytes(u).rstrip(b"\0").decode() for u in rows.uri[slot, place]]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "refetch")
-        answer = self._pool.submit(self._get, uris)
-        self._batch = Batch(slots, slot, place, rows.position[slot, place], answer)
+        answer: Future[Found] = Future()
+        position, since = rows.position[slot, place], state.since_us[slot]
+        self._batch = Batch(slots[:n], slot, place, position, since, answer)
+        Thread(target=self._get, args=(uris, answer), name="refetch", daemon=True).start()
 
     def end(self, state: State, release: Release) -> I64 | None:
         """The entities whose images have come and are encoded, [M]; None while they are under way."""
@@ -74,10 +78,11 @@ class Refetch:
         lost = [f for f in found if isinstance(f, Rejected)]
         if lost:
             log.warning("images_not_encoded_again", images=len(lost), reason=str(lost[0]))
-        self._failed = np.union1d(self._failed, batch.slot[~have])
-        # an entity may have gone since, and a ring have moved on
-        have &= rows.position[batch.slot, batch.place] == batch.position
-        have &= state.count[batch.slot] > 0
+        # an entity may have gone since, its slot be another's, and a ring have moved on
+        there = (state.count[batch.slot] > 0) & (state.since_us[batch.slot] == batch.since)
+        there &= rows.position[batch.slot, batch.place] == batch.position
+        self._failed = np.union1d(self._failed, batch.slot[there & ~have])
+        have &= there
         if have.any():
             which = batch.slot[have], batch.place[have]
             some = np.stack([f for f, ok in zip(found, have, strict=True) if ok])  # type: ignore[misc]
@@ -85,17 +90,15 @@ class Refetch:
             rows.release[which] = release.number
         return batch.slots[state.count[batch.slots] > 0]
 
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _get(self, uris: Sequence[str]) -> Found:
-        # as they come: of the files no more than `fetches` are held
-        found = {
-            at: data if isinstance(data, Rejected) else self._pixels(data)
-            for at, data in self._fetcher.each(uris)
-        }
-        return [found[at] for at in range(len(uris))]
+    def _get(self, uris: Sequence[str], answer: Future[Found]) -> None:
+        try:  # as they come: of the files no more than `fetches` are held
+            found = {
+                at: data if isinstance(data, Rejected) else self._pixels(data)
+                for at, data in self._fetcher.each(uris)
+            }
+            answer.set_result([found[at] for at in range(len(uris))])
+        except BaseException as error:
+            answer.set_exception(error)
 
 
 def _stale(state: State, slots: I64, release: int) -> tuple[I64, Bool]:

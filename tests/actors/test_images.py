@@ -23,14 +23,18 @@ KEEPS: list[Any] = ["pixels", "nothing"]
 
 
 class Learner(LearnerPort):
-    """Takes all that it is given."""
+    """Takes all that it is given, but for what lies below its mark, as the real one."""
 
     def __init__(self) -> None:
         self.windows: list[Windows] = []
         self.processes = 1
+        self._marks: dict[int, list[int]] = {}
 
     def offer(self, group: int, positions: list[int], windows: Windows) -> bool:
-        self.windows.append(windows)
+        mark = self._marks.get(group)
+        if mark is None or any(map(int.__gt__, positions, mark)):
+            self.windows.append(windows)
+            self._marks[group] = positions
         return True
 
     def poll(self) -> None: ...
@@ -51,9 +55,15 @@ def stream_of(**image_keys: Any) -> StreamConfig:
 class Lab:
     """A shard of images, which can be killed and opened again."""
 
-    def __init__(self, folder: Path, window: int = 1, stream: StreamConfig = STREAM) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        window: int = 1,
+        stream: StreamConfig = STREAM,
+        topics: tuple[str, ...] = ("photos",),
+    ) -> None:
         self.folder, self.window, self.stream = folder, window, stream
-        self.source, self.server, self.learner = MemorySource(), MemoryServer(), Learner()
+        self.source, self.server, self.learner = MemorySource((), topics), MemoryServer(), Learner()
         self.restarts = 0
         self.shard = self.open()
 
@@ -268,6 +278,55 @@ def test_the_same_frame_is_a_copy_though_nothing_else_was_seen() -> None:
     assert copies.tolist() == [False, True] * 3, "in one batch, too"
 
 
+def test_images_of_several_topics_all_go_to_the_learner(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, topics=("photos", "scans"))
+    lab.put(image("a", 10, RED), image("b", 11, GREEN)._replace(topic=1))
+    assert sum(map(len, lab.learner.windows)) == 2
+
+
+def crowd(lab: Lab) -> None:
+    """As many grey images as it takes for others to be judged."""
+    rng = np.random.default_rng(0)
+    some = [tuple(c) for c in rng.integers(90, 110, (3 * LEAST, 3)).tolist()]
+    lab.put(*(image(f"e{i}", 10 + i, c) for i, c in enumerate(some)))
+
+
+def test_a_slow_change_is_written_though_each_image_is_like_the_one_before(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, stream=stream_of(duplicate=0.05))
+    lab.release(1)
+    crowd(lab)
+    colours: list[Any] = [(255 - 4 * i, 0, 4 * i) for i in range(35)]
+    written = set()
+    for at, colour in enumerate(colours):
+        lab.put(image("x", 1000 + at, colour))
+        written.add(lab.found("x").count)
+    assert 1 < len(written) < len(colours), "some were copies of what was written before"
+    last = vector(1, colours[-1])
+    assert lab.found("x").vector @ last > 0.98 > vector(1, colours[0]) @ last
+
+
+def test_a_copy_moves_the_mean_of_several_images(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, window=2, stream=stream_of(duplicate=0.05))
+    lab.release(1)
+    crowd(lab)
+    lab.put(image("x", 1000, (0, 0, 255)))
+    lab.put(image("x", 1001, (255, 0, 0)))
+    lab.put(image("x", 1002, (255, 0, 0)))
+    assert lab.found("x").count == 3
+    np.testing.assert_allclose(lab.found("x").vector, vector(1, (255, 0, 0)), atol=1e-6)
+
+
+def test_who_comes_back_with_the_same_image_begins_anew(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, stream=stream_of(duplicate=0.05))
+    lab.release(1)
+    crowd(lab)
+    lab.put(image("x", 1000, (255, 0, 0)))
+    before = lab.found("x")
+    lab.put(deletion("x"), image("x", 1001, (255, 0, 0)))
+    assert lab.found("x").count == 1
+    assert lab.found("x").since > before.since
+
+
 def test_a_copy_is_judged_beside_what_is_usual() -> None:
     """Where all images are alike a high cosine says nothing."""
     rng = np.random.default_rng(0)
@@ -288,6 +347,17 @@ def test_a_copy_is_judged_beside_what_is_usual() -> None:
     )
     assert copies.tolist() == [True] * 5 + [False] * 5
     assert same.tolist() == [True] * 2 + [False] * 8
+
+
+def test_what_is_unlike_all_is_no_copy_of_nothing() -> None:
+    east = np.tile(np.eye(1, 8, dtype=np.float32), (LEAST, 1))
+    judge = Duplicates(0.5)
+    judge.judge(east, np.zeros_like(east))
+    north = np.eye(1, 8, k=1, dtype=np.float32)
+    new = np.concatenate([-0.6 * east[:1] + 0.8 * north, -0.6 * east[:1] - 0.8 * north])
+    copies, same = judge.judge(new, np.zeros_like(new))
+    assert not same.any(), "there was none before them"
+    assert not copies.any(), "nor is one like the other"
 
 
 def test_a_turn_takes_as_many_images_as_it_has_time_for(lab: Lab) -> None:
