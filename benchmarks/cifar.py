@@ -140,7 +140,7 @@ def lit(pixels: U8, rng: np.random.Generator) -> U8:
     """Each brighter or darker, by 10 to 25%."""
     change = rng.uniform(0.1, 0.25, len(pixels)) * rng.choice([-1, 1], len(pixels))
     out = pixels * (1.0 + change)[:, None, None, None]
-    return out.clip(0, 255).astype(np.uint8)
+    return np.asarray(out.clip(0, 255).astype(np.uint8))
 
 
 COPIES: dict[str, Callable[[U8, np.random.Generator], U8]] = {
