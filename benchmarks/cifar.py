@@ -4,7 +4,7 @@ Shapes: N images of S = 32 pixels on a side, Q images asked about, D dimensions 
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -140,7 +140,7 @@ def lit(pixels: U8, rng: np.random.Generator) -> U8:
     """Each brighter or darker, by 10 to 25%."""
     change = rng.uniform(0.1, 0.25, len(pixels)) * rng.choice([-1, 1], len(pixels))
     out = pixels * (1.0 + change)[:, None, None, None]
-    return out.clip(0, 255).astype(np.uint8)
+    return np.asarray(out.clip(0, 255).astype(np.uint8))
 
 
 COPIES: dict[str, Callable[[U8, np.random.Generator], U8]] = {
@@ -196,8 +196,9 @@ class Right(NamedTuple):
     linear: Bool
 
 
-def probed(train: Features, choosing: Features, asked: Features, of: Cifar) -> Right:
-    """Of the streamed images' vectors, those chosen on, and the test's."""
+def probed(of: Cifar, representations: Iterable[Features]) -> Right:
+    """Of the streamed images, those chosen on, and the test's."""
+    train, choosing, asked = representations
     label, tests = of.train.label, of.test.label
     by_regression = linear(train, label, (choosing, of.choosing.label), asked)
     return Right(knn(train, label, asked) == tests, by_regression == tests)

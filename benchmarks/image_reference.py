@@ -18,7 +18,7 @@ def columns(encoder: TimmConfig, views: ImageViews, images: U8, **others: object
     made = TimmEncoder(cifar.SHAPE, encoder).backbone
     stages = (made.layer1, made.layer2, made.layer3, made.layer4)
     of = {
-        "backbone": encoder.backbone, "stride": made.conv1.stride[0],
+        "backbone": encoder.backbone, "size": encoder.size, "stride": made.conv1.stride[0],
         "channels": [stage[0].conv1.out_channels for stage in stages],
         "bright": views.brightness, "contrast": views.contrast, "sat": views.saturation,
         "hue": views.hue, "jitter": views.jitter, "grey": views.grey, "flip": views.flip,
@@ -37,7 +37,7 @@ def trained(
     rows = rows | {name: np.asarray(value) for name, value in others.items()}
     answer = np.load(LIGHTLY.ask("train", rows, ".npz"))
     parts = np.split(answer["vectors"], np.cumsum([len(part.label) for part in data])[:-1])
-    return cifar.probed(*parts, data), float(answer["seconds"])
+    return cifar.probed(data, parts), float(answer["seconds"])
 
 
 def images_per_second(rows: Columns, updates: int, batch: int) -> float:

@@ -61,11 +61,11 @@ class Training:
         from PIL import Image
 
         torch.manual_seed(int(rows["seed"]))
-        self.device = torch.device(str(rows["device"]))
+        self.device, self.size = torch.device(str(rows["device"])), int(rows["size"])
         strength = {f"cj_{k}": float(rows[k]) for k in ("bright", "contrast", "sat", "hue")}
         images = rows["images"]
         views = VICRegTransform(
-            input_size=images.shape[1], cj_prob=float(rows["jitter"]), cj_strength=1.0, **strength,
+            input_size=self.size, cj_prob=float(rows["jitter"]), cj_strength=1.0, **strength,
             min_scale=float(rows["least"]), random_gray_scale=float(rows["grey"]), solarize_prob=0.0,
             gaussian_blur=0.0, hf_prob=float(rows["flip"]),
             normalize={"mean": MEAN, "std": DEVIATION},
@@ -103,12 +103,15 @@ class Training:
 
     def features(self, images: Any) -> Any:
         import torch
+        from torch.nn.functional import interpolate
 
         self.backbone.eval()
         parts = []
         with torch.no_grad():
             for at in range(0, len(images), 256):
                 x = torch.from_numpy(images[at : at + 256]).permute(0, 3, 1, 2).float() / 255.0
+                if x.shape[2] != self.size:
+                    x = interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
                 x = (x - MEAN[0]) / DEVIATION[0]
                 parts.append(self.backbone(x.to(self.device)).cpu().numpy())
         return np.concatenate(parts)

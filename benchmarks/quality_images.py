@@ -27,7 +27,8 @@ from benchmarks.cifar import Right
 from benchmarks.image_pass import FULL, SMALL, Job, Outcome, Setting, work
 from benchmarks.items import Item, shown
 from benchmarks.reference import BUILD
-from learning.config import FITTING, CassleConfig, ObjectiveConfig, SscdConfig, VicregConfig
+from learning.config import FITTING, ObjectiveConfig, VicregConfig
+from learning.config_images import CassleConfig, SscdConfig
 from schemas.records import Bool
 
 SEEDS = (0, 1, 2)
@@ -35,17 +36,14 @@ PROCESSES = 2
 OUT = BUILD / "quality-images.json"
 PIXELS, RANDOM, OURS = "raw pixels", "the same encoder, untrained", "vicreg"
 DEEP = "vicreg, features before the last layer"
-REFERENCE = {
-    "lightly's VICReg": {"group": False},
-    "lightly's VICReg, GroupNorm as ours": {"group": True},
-}
+REFERENCE = "lightly's VICReg, features"
 LEARNT = {
     "no replay": {"replay": False, "distil": False},
     "no replay, cassle": {"replay": False, "distil": True},
     "replay": {"replay": True, "distil": False},
     "replay, cassle": {"replay": True, "distil": True},
 }
-POLICIES = ("fifo", "minred", "stratified", "balanced")
+POLICIES = ("fifo", "minred", "stratified")
 
 
 def objectives() -> dict[str, ObjectiveConfig]:
@@ -102,7 +100,7 @@ def _iid_jobs(seeds: Sequence[int]) -> list[Job]:
     jobs = _base(seeds)
     for seed in seeds:
         jobs.append(Job("iid", OURS, seed, {"objective": VicregConfig(), "deep": True}))
-        jobs += [Job("lightly", name, seed, how) for name, how in REFERENCE.items()]
+        jobs.append(Job("lightly", REFERENCE, seed, {}))
     return jobs
 
 
@@ -183,7 +181,7 @@ def _iid(found: Found, console: Console) -> list[Item]:
     rows = {n: row for n, row in _rows(found, "iid", "lightly").items() if n not in _OTHERS}
     rows[DEEP] = found.rights("iid", OURS, 1), rows[OURS][1]
     console.print(_accuracies("CIFAR-10 in random order", rows))
-    return _items("iid", rows, [(OURS, PIXELS), (OURS, RANDOM), *((DEEP, n) for n in REFERENCE)])
+    return _items("iid", rows, [(OURS, PIXELS), (OURS, RANDOM), (DEEP, REFERENCE)])
 
 
 def _objectives(found: Found, console: Console) -> list[Item]:

@@ -105,7 +105,13 @@ def test_the_shard_does_not_load_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", "deploy/requirements-uv.txt", "benchmarks/requirements-tgn.txt"]
+    "name",
+    [
+        "requirements.txt",
+        "deploy/requirements-uv.txt",
+        "benchmarks/requirements-lightly.txt",
+        "benchmarks/requirements-tgn.txt",
+    ],
 )
 def test_requirements_are_pinned_and_carry_no_address(name: str) -> None:
     text = (ROOT / name).read_text()
