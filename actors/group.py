@@ -332,7 +332,11 @@ class Group:
         if self.refetch is not None:
             fetch = self.refetch.wanted(state, slots, release.number)
             if fetch.any():
-                self.refetch.begin(state, slots[fetch][:FETCHED], release.number)
+                assert self.images is not None
+                most = min(
+                    FETCHED, self.images.most // state.window
+                )  # they are encoded in one turn
+                self.refetch.begin(state, slots[fetch][: max(most, 1)], release.number)
                 slots = slots[~fetch]
                 if not len(slots):
                     return None
