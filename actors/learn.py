@@ -40,6 +40,7 @@ from schemas.stream import NEIGHBOUR, Shape
 log = structlog.get_logger()
 STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"
 RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
+RESIDENT_BYTES = 64 << 20  # of pixels among them
 DRIFT = "drift."  # of the state's tensors
 REFERENCE_FILE = "reference.safetensors"
 IDLE_S = 0.02
@@ -330,7 +331,7 @@ class Learn:
         if (reference := self._watch.reference()) is not None:
             arrays = {k: np.ascontiguousarray(v) for k, v in reference.arrays().items()}
             yield REFERENCE_FILE, safetensors.numpy.save(arrays)
-        resident = max(RESIDENT, 10 * self._dim)  # fewer rows than that, and a rotation overfits
+        resident = resident_windows(self._dim, self._learner.shape)
         for file, held, most in ((RESIDENT_FILE, False, resident), (HELD_OUT_FILE, True, HELD_OUT)):
             arrays = self._learner.windows(most, held=held).arrays()
             yield (
@@ -354,6 +355,12 @@ class Learn:
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
         self._stats.snapshot = folder.path.name
         return True
+
+
+def resident_windows(dim: int, shape: Shape) -> int:
+    """How many are beside a snapshot: fewer than 10 for each of the vector's dimensions, and a rotation overfits."""
+    fit = RESIDENT_BYTES // shape.pixels if shape.side else RESIDENT
+    return max(min(RESIDENT, fit), 10 * dim)
 
 
 def _smooth(before: float, now: float) -> float:

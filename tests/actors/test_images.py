@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from actors.duplicates import LEAST, Duplicates
+from actors.graphs import in_parts
 from actors.images import Images
+from actors.learn import resident_windows
 from actors.ports import LearnerPort
 from actors.shard import Shard, ShardConfig
-from schemas.records import Told, Windows
+from schemas.records import Rows, Told, Windows
 from schemas.stream import ImageConfig, StreamConfig
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
@@ -373,3 +375,20 @@ def test_a_turn_takes_as_many_images_as_it_has_time_for(lab: Lab) -> None:
     for _ in range(20):
         images._adapt(images.most, 10.0)
     assert images.most == 16, "but never none"
+
+
+def test_a_release_is_judged_on_few_large_images_and_on_few_of_them_at_once() -> None:
+    large = msgspec.structs.replace(STREAM.shape, side=224)
+    assert (resident_windows(64, STREAM.shape), resident_windows(64, large)) == (4096, 640)
+    rows = Rows.empty(large, 40)
+    entity = np.arange(40)
+    windows = Windows(rows, np.arange(41), np.zeros((40, large.totals)), rows.time_us, entity)
+    seen = []
+
+    def run(view: Any) -> Any:
+        seen.append(len(view["pixels"]))
+        return view["pixels"][:, 0, 0, :2].float()
+
+    assert in_parts(windows, 0, run).shape == (40, 2)
+    assert sum(seen) == 40
+    assert max(seen) < 30
