@@ -24,7 +24,7 @@ from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
-from actors.refetch import Refetch
+from actors.refetch import Refetch, within
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import GroupSnapshot, restore
 from actors.state import State, Touched
@@ -309,6 +309,8 @@ class Group:
         """Up to `most` owed entities, the most recently touched first, encoded by the current release."""
         assert releases.current is not None
         state = self.state
+        if self.images is not None:  # a turn has time for so many of them
+            most = self.images.most
         if self.refetch is not None and self.refetch.busy:
             fetched = self.refetch.end(state, releases.current)
             if fetched is not None:
@@ -339,6 +341,8 @@ class Group:
                 slots = slots[~fetch]
                 if not len(slots):
                     return None
+        elif state.shape.kept_pixels:  # as far as there is time; of one entity all
+            slots = slots[: max(1, within(state.held(slots), self.images.most))]
         state.owed[slots] = False  # also of those that have no vector yet
         slots, vectors, made_by, _ = images.encode_anew(state, slots, release)
         return slots, self._vectors(slots, vectors, made_by)

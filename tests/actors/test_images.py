@@ -362,6 +362,20 @@ def test_what_is_unlike_all_is_no_copy_of_nothing() -> None:
     assert not copies.any(), "nor is one like the other"
 
 
+def test_a_new_release_takes_as_many_images_of_a_turn_as_there_is_time_for(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, window=3)
+    lab.release(1)
+    names = [f"e{i}" for i in range(4)]
+    lab.put(*(image(who, 10 + at, RED) for who in names for at in range(3)))
+    assert lab.shard.images is not None
+    lab.shard.images.most = 7
+    lab.release(2)
+    lab.shard.turn()
+    assert sum(lab.found(who).release == 2 for who in names) == 2, "six images"
+    settle(lab.shard)
+    assert {lab.found(who).release for who in names} == {2}
+
+
 def test_a_turn_takes_as_many_images_as_it_has_time_for(lab: Lab) -> None:
     now = [0.0]
 
