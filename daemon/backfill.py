@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors import lease as leases
+from actors.capacity import capacity
 from actors.dead_letters import KafkaDeadLetters
 from actors.decode import make_decoder
 from actors.embed import Releases
@@ -30,7 +31,6 @@ from actors.group import FILES, Group
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard
 from actors.source import KafkaSource, partitions
-from actors.state import capacity
 from daemon.settings import Settings
 from schemas.errors import AfreshError, LeaseLost, SettingsError, SnapshotError
 
