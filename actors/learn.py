@@ -4,7 +4,6 @@ A snapshot is whole in itself: the learner with its replay, and beside it what t
 averaged weights, windows of resident entities and of held-out ones."""
 
 import json
-import resource
 import threading
 import time
 from collections import deque
@@ -23,7 +22,7 @@ import torch
 from actors import requests
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
-from actors.shard import resident_bytes
+from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
@@ -265,9 +264,7 @@ class Learn:
             for name, loss in step.objective_losses.items()
         }
         s.replay_windows = len(self._learner.replay)
-        s.memory_bytes = resident_bytes()
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        s.cpu_s = usage.ru_utime + usage.ru_stime
+        s.memory_bytes, s.cpu_s = resident_bytes(), cpu_s()
 
     def _skipped(self, why: str, count: int) -> None:
         self._stats.skipped[why] = self._stats.skipped.get(why, 0) + count

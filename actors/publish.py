@@ -3,7 +3,6 @@
 export > rotation onto the served release > ONNX checker > parity > files > `encoder:<release>` > `current`.
 A release that a check refuses keeps its files in `refused/` and changes nothing for anybody."""
 
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -28,8 +27,8 @@ from actors.gates import GatesConfig
 from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
-from actors.shard import resident_bytes
 from actors.sink import Current, Kind, Value
+from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
@@ -119,11 +118,7 @@ class Publish:
         self._stats.requests += asked is not None
         if current:
             self._describe(self._manifest(current))
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._stats.memory_bytes, self._stats.cpu_s = (
-            resident_bytes(),
-            usage.ru_utime + usage.ru_stime,
-        )
+        self._stats.memory_bytes, self._stats.cpu_s = resident_bytes(), cpu_s()
 
     def _tell(self, current: int) -> None:
         """Lets Redis name and hold the current release: also one that was emptied or set back under us."""

@@ -27,7 +27,8 @@ from actors.embed import Releases
 from actors.encode import current_release
 from actors.files import FileSource
 from actors.folders import Folder, epoch_of, folders
-from actors.group import FILES, Group
+from actors.group import Group
+from actors.group_meta import FILES
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard
 from actors.source import KafkaSource, partitions
