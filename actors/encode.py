@@ -64,7 +64,8 @@ def usable_release(releases: Path) -> int:
         return number
     raise ReleaseError(
         f"{releases}: none of the releases up to {current} is whole. {reasons[0] if reasons else ''} Restore the "
-        "folder from a backup, or remove it, and the learner's next snapshot becomes the first release."
+        "folder from a backup, or remove it, and the learner's next snapshot becomes the first release of a new "
+        "generation."
     )
 
 

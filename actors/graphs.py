@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from learning.contract import View
     from learning.encoders.base import Encoder
 
+PART_BYTES = 4 << 20  # of windows that are encoded at once
+
 
 def of_encoder(encoder: "Encoder", windows: Windows) -> "Tensor":
     import torch
@@ -30,16 +32,18 @@ def of_encoder(encoder: "Encoder", windows: Windows) -> "Tensor":
 
 
 def in_parts(windows: Windows, state: int, run: Callable[["View"], Any]) -> "Tensor":
-    """Vectors [B, D] of many windows, a few hundred at a time."""
+    """Vectors [B, D] of many windows, a few hundred at a time; fewer where they are large."""
     import torch
 
     from learning.kinds import plain
     from learning.kinds.events import subset
 
+    each = windows.nbytes // max(1, len(windows))
+    most = min(256, max(8, PART_BYTES // max(1, each)))
     order = np.argsort(np.diff(windows.offsets), kind="stable")  # like lengths together
     found = [
         torch.as_tensor(run(plain(subset(windows, at), state)))
-        for at in np.split(order, np.arange(256, len(order), 256))
+        for at in np.split(order, np.arange(most, len(order), most))
         if len(at)
     ]
     vectors = torch.cat(found) if found else torch.zeros(0, 1)

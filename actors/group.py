@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from actors import images
+from actors import group_meta, images
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases, embed, encode_anew
@@ -19,17 +19,16 @@ from actors.encode import Release
 from actors.folders import Folder, folders, newest
 from actors.graves import Buried, forget_neighbours
 from actors.images import Images
-from actors.mirror import Mark, Marks
+from actors.mirror import Marks
 from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
-from actors.refetch import Refetch
+from actors.refetch import Refetch, within
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import GroupSnapshot, restore
 from actors.state import State, Touched
 from learning.node_table import NodeTable
-from schemas.errors import SnapshotError
 from schemas.published import EDGE
 from schemas.records import I64, OFFSET_BITS, Decoded, Windows
 from schemas.stats import GroupStats
@@ -40,7 +39,6 @@ Sizes = tuple[int, int, int] | tuple[int, int, int, int]
 
 QUEUE = 16_384
 LOSS = "#loss"  # beside the positions in Redis (no topic has such a name); absent before the first loss
-FILES = "files:"  # how the one topic of a backfill begins; no topic of Kafka has such a name
 log = structlog.get_logger()
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 
@@ -100,27 +98,10 @@ class Group:
         fields: names of the columns, numbers first."""
 
         def load(found: Folder) -> Group:
-            for what, now in (("topics", list(topics)), ("fields", list(fields))):
-                if found.meta[what] != now:
-                    raise SnapshotError(
-                        f"{found.path} has the {what} {found.meta[what]}, the settings name {now}. "
-                        + _remedy(found.meta[what])
-                    )
-            if found.meta.get("graph", False) != shape.graph:
-                raise SnapshotError(
-                    f"{found.path} is of a stream of another kind than stream.kind. " + _remedy([])
-                )
+            group_meta.check(found, topics, fields, graph=shape.graph)
             state = _state(shape, sizes)
-            positions = restore(found, state)
-            owed = dict.fromkeys(found.meta["owed_deletions"])
-            group = cls(number, epoch, topics, state, positions, folder, owed_deletions=owed)
-            group.swap, group.acked = found.meta["swap"], found.meta["acked"]
-            group.loss = group.acked_loss = group.held_loss = found.meta["loss"]
-            group.held = list(group.acked)
-            group.forgets = found.meta["forgets"]
-            group.buried.since.update(found.meta.get("buried", []))
-            group.mirrored = {(g, t): Mark(*at) for g, t, *at in found.meta.get("mirrored", [])}
-            group.news.new.update(found.meta.get("news", []))
+            group = cls(number, epoch, topics, state, restore(found, state), folder)
+            group_meta.take(group, found.meta)
             return group
 
         group = newest(folder, load)
@@ -309,6 +290,8 @@ class Group:
         """Up to `most` owed entities, the most recently touched first, encoded by the current release."""
         assert releases.current is not None
         state = self.state
+        if self.images is not None:  # a turn has time for so many of them
+            most = self.images.most
         if self.refetch is not None and self.refetch.busy:
             fetched = self.refetch.end(state, releases.current)
             if fetched is not None:
@@ -339,6 +322,8 @@ class Group:
                 slots = slots[~fetch]
                 if not len(slots):
                     return None
+        elif state.shape.kept_pixels:  # as far as there is time; of one entity all
+            slots = slots[: max(1, within(state.held(slots), self.images.most))]
         state.owed[slots] = False  # also of those that have no vector yet
         slots, vectors, made_by, _ = images.encode_anew(state, slots, release)
         return slots, self._vectors(slots, vectors, made_by)
@@ -433,19 +418,7 @@ class Group:
 
     def begin_snapshot(self, before_commit: Callable[[], None], forgets: list[int]) -> None:
         n = 1 + max((int(p.name.split("-")[1]) for p in folders(self.folder)[:1]), default=0)
-        meta = {
-            "fields": list(self.fields),
-            "topics": list(self.topics),
-            "owed_deletions": list(self.owed_deletions),
-            "forgets": list(forgets),
-            "swap": self.swap,
-            "acked": self.acked,
-            "loss": self.acked_loss,
-            "graph": self.state.shape.graph,
-            "buried": [[node, since] for node, since in self.buried.since.items()],
-            "mirrored": [[*source, *mark] for source, mark in self.mirrored.items()],
-            "news": self.news.pending,
-        }
+        meta = group_meta.of(self, forgets)
         self.snapshot = GroupSnapshot(
             self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
         )
@@ -495,9 +468,3 @@ def _edges(state: State, slots: I64) -> list[bytes]:
     packed["time_us"], packed["neighbour"] = rows.time_us, rows.categories[..., NEIGHBOUR]
     packed["direction"] = rows.numbers[..., DIRECTION]
     return [packed[m, :n].tobytes() for m, n in enumerate(lengths.tolist())]
-
-
-def _remedy(found: list[str]) -> str:
-    if found[:1] and found[0].startswith(FILES):
-        return "A backfill was not finished: give that command again, it goes on where it stood."
-    return "They may not change over a snapshot: set them back, or start a stream of another name."

@@ -4,7 +4,6 @@ A snapshot is whole in itself: the learner with its replay, and beside it what t
 averaged weights, windows of resident entities and of held-out ones."""
 
 import json
-import resource
 import threading
 import time
 from collections import deque
@@ -23,7 +22,7 @@ import torch
 from actors import requests
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
 from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
-from actors.shard import resident_bytes
+from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
@@ -40,6 +39,7 @@ from schemas.stream import NEIGHBOUR, Shape
 log = structlog.get_logger()
 STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"
 RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
+RESIDENT_BYTES = 64 << 20  # of pixels among them
 DRIFT = "drift."  # of the state's tensors
 REFERENCE_FILE = "reference.safetensors"
 IDLE_S = 0.02
@@ -264,9 +264,7 @@ class Learn:
             for name, loss in step.objective_losses.items()
         }
         s.replay_windows = len(self._learner.replay)
-        s.memory_bytes = resident_bytes()
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        s.cpu_s = usage.ru_utime + usage.ru_stime
+        s.memory_bytes, s.cpu_s = resident_bytes(), cpu_s()
 
     def _skipped(self, why: str, count: int) -> None:
         self._stats.skipped[why] = self._stats.skipped.get(why, 0) + count
@@ -330,7 +328,7 @@ class Learn:
         if (reference := self._watch.reference()) is not None:
             arrays = {k: np.ascontiguousarray(v) for k, v in reference.arrays().items()}
             yield REFERENCE_FILE, safetensors.numpy.save(arrays)
-        resident = max(RESIDENT, 10 * self._dim)  # fewer rows than that, and a rotation overfits
+        resident = resident_windows(self._dim, self._learner.shape)
         for file, held, most in ((RESIDENT_FILE, False, resident), (HELD_OUT_FILE, True, HELD_OUT)):
             arrays = self._learner.windows(most, held=held).arrays()
             yield (
@@ -354,6 +352,12 @@ class Learn:
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
         self._stats.snapshot = folder.path.name
         return True
+
+
+def resident_windows(dim: int, shape: Shape) -> int:
+    """How many are beside a snapshot: fewer than 10 for each of the vector's dimensions, and a rotation overfits."""
+    fit = RESIDENT_BYTES // shape.pixels if shape.side else RESIDENT
+    return max(min(RESIDENT, fit), 10 * dim)
 
 
 def _smooth(before: float, now: float) -> float:

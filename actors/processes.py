@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
+from actors.capacity import StateConfig, capacity
 from actors.decode import DecodeConfig, Decoder, make_decoder
 from actors.embed import Releases
 from actors.fetch import Fetcher
@@ -29,7 +30,6 @@ from actors.redis_sink import RedisSink
 from actors.refetch import Refetch
 from actors.shard import Ports, Shard, ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
-from actors.state import StateConfig, capacity
 from learning.config import EncoderConfig, LearnerConfig
 from schemas.errors import AfreshError, SinkDown
 from schemas.records import Told

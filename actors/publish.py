@@ -3,7 +3,6 @@
 export > rotation onto the served release > ONNX checker > parity > files > `encoder:<release>` > `current`.
 A release that a check refuses keeps its files in `refused/` and changes nothing for anybody."""
 
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -28,8 +27,8 @@ from actors.gates import GatesConfig
 from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
-from actors.shard import resident_bytes
 from actors.sink import Current, Kind, Value
+from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Gate, Manifest, Overlap
@@ -94,6 +93,7 @@ class Publish:
         self._announced = 0  # the release that Redis is known to name
         self._there: set[int] = set()  # releases that Redis is known to hold
         self._tried = ""  # the newest learner snapshot that was looked at
+        self._told: Current | None = None  # what Redis names
         self._manifests: dict[int, Manifest] = {}
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -118,19 +118,15 @@ class Publish:
         self._stats.requests += asked is not None
         if current:
             self._describe(self._manifest(current))
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        self._stats.memory_bytes, self._stats.cpu_s = (
-            resident_bytes(),
-            usage.ru_utime + usage.ru_stime,
-        )
+        self._stats.memory_bytes, self._stats.cpu_s = resident_bytes(), cpu_s()
 
     def _tell(self, current: int) -> None:
         """Lets Redis name and hold the current release: also one that was emptied or set back under us."""
         try:
             if self._sink.server_changed():
                 self._announced, self._there = 0, set()
+            told = self._told = self._sink.read_current()
             if current:
-                told = self._sink.read_current()
                 if told is None:
                     self._there = set()
                 if told is None or told.release != current or self._announced != current:
@@ -164,10 +160,15 @@ class Publish:
             log.error("rollback_refused", release=release, reason=str(error))
             return
         refuse_replaced(self._root, self._epoch >> 20, "this publisher")
-        requests.hold(self._releases, f"rolled back to {release}")
-        with suppress(SinkDown):
-            self._put(release, needed=True)
-        set_current(self._releases, release)
+        try:
+            requests.hold(self._releases, f"rolled back to {release}")
+            with suppress(SinkDown):
+                self._put(release, needed=True)
+            set_current(self._releases, release)
+        except OSError as error:  # the disk is full
+            requests.resume(self._releases)
+            log.error("rollback_refused", release=release, reason=str(error))
+            return
         log.warning("rolled_back", release=release, next="no release until `afresh release`")
 
     def _release_newest(self, current: int, force: bool = False) -> None:
@@ -177,7 +178,8 @@ class Publish:
         self._tried = found[0].name
         if current and self._manifest(current).snapshot == found[0].name:
             return
-        number = 1 + max([current, *_numbers(self._releases), *_numbers(self._refused)])
+        told = self._told.release if self._told else 0  # where the disk has lost its releases
+        number = 1 + max([current, told, *_numbers(self._releases), *_numbers(self._refused)])
         began = time.monotonic()
         try:
             manifest = self._build(Folder.open(found[0]), number, current, force)
@@ -221,7 +223,8 @@ class Publish:
         encoder.load_state_dict(safetensors.torch.load(snapshot.read(ENCODER_FILE)))
         resident = Windows.of_arrays(snapshot.tensors(RESIDENT_FILE))
         held_out = Windows.of_arrays(snapshot.tensors(HELD_OUT_FILE))
-        generation, overlaps = 1, dict[str, Overlap]()
+        generation = 1 + (self._told.generation if self._told else 0)
+        overlaps = dict[str, Overlap]()
         judged = held_out if len(held_out) >= gates.LEAST else resident
         if current:
             served = self._manifest(current)
@@ -231,7 +234,13 @@ class Publish:
             mine = of_encoder(encoder, held_out)
             others = {"previous": current, "first": _numbers(self._releases)[-1]}
             for key, other in others.items() if len(held_out) > 1 else ():
-                theirs = self._vectors(other, held_out)
+                try:
+                    theirs = self._vectors(other, held_out)
+                except ReleaseError as error:  # of an old one: that is only compared with
+                    log.error(
+                        "release_damaged", release=other, reason=str(error), next="passed over"
+                    )
+                    continue
                 cosine = compatibility.mean_cosine(mine, theirs)
                 neighbours = compatibility.neighbour_overlap(mine, theirs)
                 overlaps[key] = Overlap(other, len(held_out), cosine, neighbours)

@@ -58,7 +58,7 @@ class Refetch:
         assert isinstance(rows, ImageRows)
         at, stale = _stale(state, slots, release)
         many = stale.sum(1)
-        n = max(1, int(np.searchsorted(np.cumsum(many), most, side="right")))
+        n = max(1, within(many, most))
         slot, place = np.repeat(slots[:n], many[:n]), at[:n][stale[:n]]
         uris = [bytes(u).rstrip(b"\0").decode() for u in rows.uri[slot, place]]
         answer: Future[Found] = Future()
@@ -108,3 +108,8 @@ def _stale(state: State, slots: I64, release: int) -> tuple[I64, Bool]:
     at, valid = newest_first(state, slots)
     where = slots[:, None], at
     return at, valid & (rows.release[where] != release) & (rows.uri[where][..., 0] > 0)
+
+
+def within(many: I64, most: int) -> int:
+    """How many of the first have no more than `most` together."""
+    return int(np.searchsorted(np.cumsum(many), most, side="right"))

@@ -2,10 +2,10 @@
 
 The publisher looks for them in its loop. After a rollback it holds releases until it is asked for one."""
 
-import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import msgspec
 
 from actors.folders import write_file
 
@@ -17,8 +17,7 @@ ASKED, HELD, SNAPSHOT, RENEWAL = (
 )
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """rollback: to which release; 0: make one now. force: whatever the gates say, but for parity."""
 
     rollback: int = 0
@@ -27,18 +26,19 @@ class Request:
 
 def ask(releases: Path, request: Request) -> None:
     _made(releases)
-    write_file(releases / ASKED, json.dumps(asdict(request)).encode())
+    write_file(releases / ASKED, msgspec.json.encode(request))
 
 
 def take(releases: Path) -> Request | None:
     """What is asked, once."""
-    path, asked = releases / ASKED, None
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_bytes())
-        asked = Request(int(found["rollback"]), bool(found["force"]))
+    path = releases / ASKED
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Request)
+    except (OSError, msgspec.MsgspecError):
+        found = None
     with suppress(OSError):
         path.unlink()
-    return asked
+    return found
 
 
 def ask_learner(learner: Path, what: str) -> None:

@@ -3,12 +3,10 @@
 `Shard.turn` is one turn of the loop and the only thing that changes state; `run` turns until told to stop.
 No turn waits for the learner, and none waits longer than the poll for anything but Redis, within its timeouts."""
 
-import resource
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -26,6 +24,7 @@ from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.rejected import discreet
 from actors.sink import Sink, Vectors, WriteResult
 from actors.skew import Part, Piece, Skew
+from actors.usage import cpu_s, resident_bytes
 from schemas.errors import SinkDown, SnapshotError, SourceDown
 from schemas.records import I64, Decoded, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, LETTERS, BadLetter, Latency, ShardStats
@@ -471,7 +470,6 @@ class Shard:
         if not force and now - self._reported_at < 0.25:
             return
         self._reported_at = now
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         groups = []
         for g in self.groups.values():
             waiting, records = self.skew.waiting(g.number)
@@ -484,7 +482,7 @@ class Shard:
         self._reported.sink_up = self._sink_up
         self._reported.floor_us = self.skew.floor_us
         self._reported.memory_bytes = resident_bytes()
-        self._reported.cpu_s = usage.ru_utime + usage.ru_stime
+        self._reported.cpu_s = cpu_s()
         self._reported.groups = groups
 
 
@@ -494,11 +492,3 @@ def _no_vectors(releases: Releases) -> Vectors:
     return Vectors(
         [], np.zeros((0, releases.current.manifest.dim), np.float32), none, none, none, none
     )
-
-
-def resident_bytes() -> int:
-    """Memory of this process now; where /proc is missing, its peak."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -17,9 +17,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from actors.capacity import entity_bytes
 from actors.folders import Folder, prune, write_folder
 from actors.graves import mark_dead
-from actors.state import SLAB, Marks, State, entity_bytes
+from actors.state import SLAB, Marks, State
 from schemas.errors import SnapshotError
 from schemas.records import I64, Bool, ImageRows
 

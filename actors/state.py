@@ -9,13 +9,11 @@ Shapes: E slots, L rows of a ring, M entities touched by a micro-batch, K runnin
 
 from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
-from typing import Annotated
 
-import msgspec
 import numpy as np
-from msgspec import Meta
 
-from actors import graves
+from actors import graves, late_rows
+from actors.capacity import NAME_BYTES, entity_bytes
 from learning.node_table import ENTRY, NodeTable
 from schemas.errors import SettingsError
 from schemas.records import (
@@ -33,15 +31,7 @@ from schemas.records import (
 from schemas.stream import TOMBSTONE, Shape
 
 SLAB = 4096
-_NAME_BYTES = 200  # an entity's name in the index and in the list of names, roughly
 _OFFSET_MASK = (1 << OFFSET_BITS) - 1
-
-
-class StateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[state]`: how much memory all entities of the stream may take before the least recent are evicted."""
-
-    max_memory_mb: Annotated[int, Meta(ge=16)] = 4096
-    max_entities: Annotated[int, Meta(ge=1)] | None = None
 
 
 @dataclass(slots=True)
@@ -81,31 +71,6 @@ class Marks:
         slab = self.slab[slots]
         topic = position >> OFFSET_BITS
         return np.asarray((slab >= 0) & ((position & _OFFSET_MASK) < self.offsets[slab, topic]))
-
-
-def entity_bytes(shape: Shape, window: int, hidden: int) -> int:
-    """Bytes of one slot's columns."""
-    row = shape.row_bytes + shape.graph
-    vectors = window if shape.side else 1  # each image has its own
-    return window * row + 8 * shape.totals + 4 * hidden * vectors + 8 * 8
-
-
-def capacity(config: StateConfig, groups: int, shape: Shape, window: int, hidden: int) -> int:
-    """Slots of one group under the stream's memory cap. Raises SettingsError where that is too few.
-
-    What nodes have of their own is in every group: each has room for those of all."""
-    of_all = groups * (shape.node_bytes + ENTRY) if shape.noded else 0
-    each = entity_bytes(shape, window, hidden) + _NAME_BYTES + of_all
-    slots = (config.max_memory_mb << 20) // groups // each
-    if config.max_entities is not None:
-        slots = min(slots, -(-config.max_entities // groups))
-    if slots < 64:
-        raise SettingsError(
-            f"state.max_memory_mb is {config.max_memory_mb} and state.max_entities {config.max_entities}: "
-            f"room for {slots} entities in each of {groups} partition groups, and at least 64 are needed. "
-            "Raise them, or lower encoder.window."
-        )
-    return slots
 
 
 @dataclass(slots=True)
@@ -239,7 +204,7 @@ class State:
         if len(starts):
             sums = np.add.reduceat(added, starts, axis=0)
             if late.any():
-                sums[late, 1] = 0.0  # their gaps change behind them too: see _merge
+                sums[late, 1] = 0.0  # their gaps change behind them too: see late_rows
             if self.shape.graph:
                 sums[slow] = 0.0
             self.totals[slots] += sums
@@ -252,7 +217,9 @@ class State:
                 earliest[slow] = self.first_us[slots[slow]]
         else:
             for m in np.flatnonzero(late).tolist():
-                self._merge(int(slots[m]), rows.take(slice(starts[m], starts[m] + lengths[m])))
+                late_rows.merge(
+                    self, int(slots[m]), rows.take(slice(starts[m], starts[m] + lengths[m]))
+                )
         self._append(slots, starts, lengths, rows, ~slow)
         self.count[slots] += lengths
         ends = rows.time_us[starts + lengths - 1]
@@ -292,41 +259,6 @@ class State:
             self.dead[to] = False
             some = slots[in_order & self.graves[slots]]
             self.graves[some] = self.dead[some].any(1)
-
-    def _merge(self, slot: int, new: Rows) -> None:
-        """Rows among which some are older than what the entity has: placed by (time, position)."""
-        placed, gap = int(self.placed[slot]), self.shape.session_gap_us
-        old = self._ring(slot)
-        whole = placed <= self.window  # nothing has left the ring yet
-        opened = np.count_nonzero(np.diff(old.time_us) > gap)
-        before_ring = 1.0 if whole else self.totals[slot, 1] - opened
-        if not whole:  # what is older than the ring has no place in it
-            oldest = old.time_us[0], old.position[0]
-            fits = (new.time_us > oldest[0]) | (
-                (new.time_us == oldest[0]) & (new.position > oldest[1])
-            )
-            self.counts.too_old += int(np.count_nonzero(~fits))
-            new = new.take(fits)
-        newest = old.time_us[-1], old.position[-1]
-        behind = (new.time_us < newest[0]) | (
-            (new.time_us == newest[0]) & (new.position <= newest[1])
-        )
-        self.counts.late += int(np.count_nonzero(behind))
-        merged = Rows.concat((old, new))
-        merged = merged.take(np.lexsort((np.arange(len(merged)), merged.position, merged.time_us)))
-        self.totals[slot, 1] = before_ring + np.count_nonzero(np.diff(merged.time_us) > gap)
-        placed += len(new)
-        merged = merged.take(slice(-self.window, None))
-        to = (placed - len(merged) + np.arange(len(merged))) % self.window
-        for f in fields(self.rows):
-            getattr(self.rows, f.name)[slot, to] = getattr(merged, f.name)
-        self.placed[slot] = placed
-
-    def _ring(self, slot: int) -> Rows:
-        placed = int(self.placed[slot])
-        n = min(placed, self.window)
-        at = (placed - n + np.arange(n)) % self.window
-        return self.rows.take((np.full(n, slot), at))
 
     # -- entities come and go ---------------------------------------------------------------------
 
@@ -481,6 +413,6 @@ class State:
     @property
     def nbytes(self) -> int:
         """Bytes that the entities so far take."""
-        each = entity_bytes(self.shape, self.window, self.hidden) + _NAME_BYTES
+        each = entity_bytes(self.shape, self.window, self.hidden) + NAME_BYTES
         known = 0 if self.nodes is None else self.nodes.used * (self.shape.node_bytes + ENTRY)
         return len(self.names) * each + known

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.state import State, entity_bytes
+from actors.capacity import entity_bytes
+from actors.state import State
 from benchmarks import college, flow, freshness, shard_path, tgn
 from benchmarks.apart import apart
 from benchmarks.college import College

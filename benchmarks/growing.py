@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
+from actors.capacity import StateConfig, capacity, entity_bytes
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.group import Group
 from actors.ports import Batch
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Vectors, WriteResult
-from actors.state import StateConfig, capacity, entity_bytes
 from benchmarks import flow
 from benchmarks.apart import apart
 from benchmarks.items import Item, at_least, at_most, shown

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from actors.capacity import entity_bytes
 from actors.group import Group
-from actors.shard import resident_bytes
-from actors.state import State, entity_bytes
+from actors.state import State
+from actors.usage import resident_bytes
 from benchmarks.flow import ENCODER, NUMBERS, START_MS, STREAM, name_of
 from benchmarks.items import Item, at_most, shown
 from schemas.records import Decoded, Rows

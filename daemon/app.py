@@ -1,6 +1,5 @@
 """The wiring: take the lease, start the processes, watch over them, drain and stop."""
 
-import resource
 import signal
 import threading
 import time
@@ -14,8 +13,8 @@ from actors import spawn
 from actors.encode import current_release, read_release, usable_release
 from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
-from actors.shard import resident_bytes
 from actors.source import partitions
+from actors.usage import cpu_s, resident_bytes
 from daemon.history import History
 from daemon.http import Http
 from daemon.machine import disk, memory_limit
@@ -336,7 +335,6 @@ class App:
     # -- what others ask --------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         restarts: dict[str, int] = {}
         for name, child in list(self._children.items()):
             kind = name.partition("-")[0]
@@ -351,7 +349,7 @@ class App:
             restarts,
             self._lease.epoch if self._lease else 0,
             resident_bytes(),
-            usage.ru_utime + usage.ru_stime,
+            cpu_s(),
             self._memory_limit,
             *disk(self.settings.folder),
         )

@@ -20,17 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors import lease as leases
+from actors.capacity import capacity
 from actors.dead_letters import KafkaDeadLetters
 from actors.decode import make_decoder
 from actors.embed import Releases
 from actors.encode import current_release
 from actors.files import FileSource
 from actors.folders import Folder, epoch_of, folders
-from actors.group import FILES, Group
+from actors.group import Group
+from actors.group_meta import FILES
 from actors.redis_sink import RedisSink
 from actors.shard import Ports, Shard
 from actors.source import KafkaSource, partitions
-from actors.state import capacity
 from daemon.settings import Settings
 from schemas.errors import AfreshError, LeaseLost, SettingsError, SnapshotError
 

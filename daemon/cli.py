@@ -93,7 +93,7 @@ def run(
 @app.command("check-config")
 def check_config(config: Annotated[Path, typer.Argument(help="Settings, a TOML file.")]) -> None:
     """Read a settings file and say what is wrong with it."""
-    from actors.state import capacity
+    from actors.capacity import capacity
     from daemon.settings import check
 
     s = load_settings(config)

@@ -11,12 +11,12 @@ import msgspec
 from msgspec import Meta
 
 from actors import secret
+from actors.capacity import StateConfig, capacity
 from actors.decode import DecodeConfig, make_decoder
 from actors.publish import ReleaseConfig
 from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig
-from actors.state import StateConfig, capacity
 from learning.config import (
     FITTING,
     OF_IMAGES,

@@ -85,7 +85,11 @@ class Clusters:
             for i, a in enumerate(getattr(self, name))
         }
 
-    def load_state_dict(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
-        for name in ("centres", "mass"):
-            for i, a in enumerate(getattr(self, name)):
-                a[:] = state[f"{name}.{i}"]
+    def load_state_dict(self, state: dict[str, npt.NDArray[np.generic]]) -> bool:
+        """False: of other settings, or none; nothing is taken."""
+        own = self.state_dict()
+        if any(name not in state or state[name].shape != a.shape for name, a in own.items()):
+            return False
+        for name, a in own.items():
+            a[:] = state[name]
+        return True

@@ -222,7 +222,8 @@ class ImageReplay:
         if self._clusters is not None:
             prefix = "clusters."
             of = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
-            self._clusters.load_state_dict(of)
+            if not self._clusters.load_state_dict(of):
+                self._cluster[:] = -1
 
 
 _COLUMNS = (

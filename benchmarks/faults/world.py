@@ -91,7 +91,7 @@ class Shape:
         pinned = topics == 1 or rng.random() < 0.5
         ordered = not late and pinned
         pace = rng.choice((100, 8000))
-        # sessions opened by records behind a full ring depend on the micro-batches: see State._merge
+        # sessions opened by records behind a full ring depend on the micro-batches: see late_rows
         window = rng.choice((4, 8)) if ordered or pace == 100 else 64
         return cls(rng.randint(1, 3), topics, rng.choice((12, 40)), pace, late, window, pinned)
 

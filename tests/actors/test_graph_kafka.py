@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import redis
 
+from actors.capacity import StateConfig
 from actors.decode import DecodeConfig
 from actors.embed import encode_anew
 from actors.encode import Release
@@ -20,7 +21,6 @@ from actors.publish import ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.shard import Shard, ShardConfig
 from actors.source import SourceConfig
-from actors.state import StateConfig
 from daemon import servers
 from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfig
 from schemas.errors import SourceError

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from actors.duplicates import LEAST, Duplicates
+from actors.graphs import in_parts
 from actors.images import Images
+from actors.learn import resident_windows
 from actors.ports import LearnerPort
 from actors.shard import Shard, ShardConfig
-from schemas.records import Told, Windows
+from schemas.records import Rows, Told, Windows
 from schemas.stream import ImageConfig, StreamConfig
 from tests.fake_sink import MemoryServer
 from tests.fakes import MemorySource, Record
@@ -402,6 +404,20 @@ def test_what_is_unlike_all_is_no_copy_of_nothing() -> None:
     assert not copies.any(), "nor is one like the other"
 
 
+def test_a_new_release_takes_as_many_images_of_a_turn_as_there_is_time_for(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, window=3)
+    lab.release(1)
+    names = [f"e{i}" for i in range(4)]
+    lab.put(*(image(who, 10 + at, RED) for who in names for at in range(3)))
+    assert lab.shard.images is not None
+    lab.shard.images.most = 7
+    lab.release(2)
+    lab.shard.turn()
+    assert sum(lab.found(who).release == 2 for who in names) == 2, "six images"
+    settle(lab.shard)
+    assert {lab.found(who).release for who in names} == {2}
+
+
 def test_a_turn_takes_as_many_images_as_it_has_time_for(lab: Lab) -> None:
     now = [0.0]
 
@@ -415,3 +431,20 @@ def test_a_turn_takes_as_many_images_as_it_has_time_for(lab: Lab) -> None:
     for _ in range(20):
         images._adapt(images.most, 10.0)
     assert images.most == 16, "but never none"
+
+
+def test_a_release_is_judged_on_few_large_images_and_on_few_of_them_at_once() -> None:
+    large = msgspec.structs.replace(STREAM.shape, side=224)
+    assert (resident_windows(64, STREAM.shape), resident_windows(64, large)) == (4096, 640)
+    rows = Rows.empty(large, 40)
+    entity = np.arange(40)
+    windows = Windows(rows, np.arange(41), np.zeros((40, large.totals)), rows.time_us, entity)
+    seen = []
+
+    def run(view: Any) -> Any:
+        seen.append(len(view["pixels"]))
+        return view["pixels"][:, 0, 0, :2].float()
+
+    assert in_parts(windows, 0, run).shape == (40, 2)
+    assert sum(seen) == 40
+    assert max(seen) < 30

@@ -1,5 +1,6 @@
 """Releases from real snapshots of a learner, into real Redis: only proven ones, and always announced."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from actors.learn import Learn
 from actors.publish import ENCODER_FILE, RESIDENT_FILE, Publish, ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
-from actors.requests import SNAPSHOT, Request, ask, ask_learner, take, taken
+from actors.requests import ASKED, SNAPSHOT, Request, ask, ask_learner, take, taken
 from daemon import servers
 from learning import compatibility, encoders, export
 from learning.config import LearnerConfig
@@ -394,3 +395,55 @@ def test_nobody_rolls_back_to_what_is_not_whole(service: Service, release: int) 
     service.turns()
     assert service.current == 3
     assert service.publish.stats().held == ""
+
+
+def test_a_harmed_first_release_holds_no_later_one_up(service: Service) -> None:
+    """It is only compared with."""
+    for number in range(2):
+        service.release(number)
+    (service.root / "releases" / "1" / "encode.onnx").write_bytes(b"")
+    service.release(2)
+    assert service.current == 3
+    manifest = service.manifest(3)
+    assert manifest.overlap_previous is not None
+    assert manifest.overlap_first is None
+
+
+def test_where_all_releases_are_gone_a_new_generation_begins(
+    service: Service, database: redis.Redis, stream: str
+) -> None:
+    """Nothing is left to rotate onto, and states and Redis still have what the old ones made."""
+    service.release(0)
+    service.release(1)
+    shutil.rmtree(service.root / "releases")
+    service.start()
+    service.release(2)
+    assert (service.current, service.manifest(3).generation) == (3, 2)
+    found = database.hmget(current_key(stream), "release", "generation")
+    assert found == [b"3", b"2"]
+
+
+@pytest.mark.parametrize("asked", [b"", b"[]", b"{}", b'{"rollback": "x", "force": false}'])
+def test_what_is_asked_in_other_words_is_passed_over(service: Service, asked: bytes) -> None:
+    service.release(0)
+    (service.root / "releases" / ASKED).write_bytes(asked)
+    service.turns()
+    assert service.current == 1
+    assert not (service.root / "releases" / ASKED).exists()
+
+
+def test_a_disk_that_is_full_ends_no_publisher_that_is_asked_to_roll_back(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for number in range(2):
+        service.release(number)
+    ask(service.root / "releases", Request(rollback=1))
+    with monkeypatch.context() as disk:
+        disk.setattr("actors.requests.write_file", full)
+        disk.setattr("actors.encode.write_file", full)
+        service.turns()
+    assert service.current == 2
+    assert service.publish.stats().requests == 1

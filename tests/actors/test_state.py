@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.capacity import StateConfig, capacity
 from actors.folders import Folder, newest
 from actors.snapshot import GroupSnapshot, restore
-from actors.state import Marks, State, StateConfig, capacity
+from actors.state import Marks, State
 from schemas.errors import SettingsError, SnapshotError
 from schemas.published import anchored_window
 from schemas.records import Decoded, Rows, contributions
@@ -88,7 +89,7 @@ def test_late_records_are_placed_by_time(pairs: list[tuple[str, int]], cuts: lis
         state.apply(decoded(part))
     for entity in {e for e, _, _ in records}:
         want = expected(records, entity)
-        if state.counts.too_old:  # what was older than the ring has no gaps: see State._merge
+        if state.counts.too_old:  # what was older than the ring has no gaps: see late_rows
             want.pop("totals")
         check(state, entity, want)
 

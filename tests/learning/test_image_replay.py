@@ -269,6 +269,17 @@ def test_a_restored_replay_goes_on_bit_by_bit(policy):
     assert a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("before", [{"policy": "fifo"}, {"policy": "balanced", "clusters": 9}])
+def test_clusters_of_other_settings_are_made_anew(before):
+    one, two = replay(**before), replay(policy="balanced", clusters=4)
+    one.add(images(0, 20), RNG)
+    for made in (one, two, two):
+        drawn = made.draw(20, RNG)
+        made.learnt(drawn, unit(RNG, len(drawn)))
+        two.load_state_dict(made.state_dict())
+    assert kept(two) == kept(one)
+
+
 def test_windows_of_several_images_are_refused():
     windows = images(0, 4)
     windows.offsets, windows.entity = np.array([0, 2, 4]), windows.entity[:2]
