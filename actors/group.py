@@ -291,7 +291,7 @@ class Group:
         assert releases.current is not None
         state = self.state
         if self.images is not None:  # a turn has time for so many of them
-            most = self.images.most
+            most = min(most, self.images.most)
         if self.refetch is not None and self.refetch.busy:
             fetched = self.refetch.end(state, releases.current)
             if fetched is not None:
