@@ -135,9 +135,13 @@ class Publish:
                     self._there = set()
                 if told is None or told.release != current or self._announced != current:
                     self._announce(current)
-            self._stats.sink_up = True
-        except SinkDown:
-            self._stats.sink_up = False
+            self._stats.sink_up, self._stats.sink_error = True, ""
+        except SinkDown as error:
+            if not self._stats.sink_error:
+                log.error(
+                    "release_not_told", release=current, reason=str(error), next="tried again"
+                )
+            self._stats.sink_up, self._stats.sink_error = False, str(error)
 
     def _describe(self, m: Manifest) -> None:
         s = self._stats

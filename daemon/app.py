@@ -382,6 +382,8 @@ class App:
             missing.append("Kafka does not answer")
         if any(not shard.sink_up for shard in s.shards.values()):
             missing.append("Redis does not answer")
+        if s.publisher and s.publisher.release and s.publisher.sink_error:
+            missing.append(f"Redis does not name the release: {s.publisher.sink_error}")
         phases = {g.phase for g in groups}
         if "waiting" in phases and current_release(self.settings.releases):
             missing.append("the release is being loaded")

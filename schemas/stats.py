@@ -132,6 +132,7 @@ class PublisherStats:
     overlap_cosine: float = float("nan")
     overlap_neighbours: float = float("nan")
     sink_up: bool = False
+    sink_error: str = ""  # why Redis does not name the current release
     memory_bytes: int = 0
     cpu_s: float = 0.0
     gate_values: dict[str, float] = field(default_factory=dict)  # of the last release tried

@@ -231,11 +231,13 @@ def test_a_redis_that_came_back_empty_is_told_again(
         server.kill()
         service.turns()
         assert not service.publish.stats().sink_up
+        assert "no answer" in service.publish.stats().sink_error
         service.release(2)
         assert service.current == 3, "releases go on without Redis"
         server.start()
         service.turns()
         assert service.publish.stats().sink_up
+        assert not service.publish.stats().sink_error
         with closing(redis.Redis.from_url(f"redis://{server.address}")) as client:
             assert client.hget(current_key(stream), "release") == b"3"
             assert all(client.exists(encoder_key(stream, n)) for n in (1, 2, 3))

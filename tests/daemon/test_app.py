@@ -11,7 +11,7 @@ from daemon.app import App, Child, refuse_changed
 from daemon.supervisor import Process
 from schemas.errors import SettingsError
 from schemas.published import Manifest
-from schemas.stats import ShardStats
+from schemas.stats import PublisherStats, ShardStats
 from schemas.stream import Field, FieldType, StreamConfig
 from tests.daemon.test_settings import MINIMAL, parse
 
@@ -49,6 +49,15 @@ def test_a_shard_that_has_not_restored_is_not_ready() -> None:
     assert "shard-0 is being started" in app(shard_0=(0.0, None)).ready()
     assert "shard-0 is being started" in app(shard_0=(0.0, Status(0))).ready()
     assert "shard-0 is being started" not in app(shard_0=(0.0, Status(1, ShardStats()))).ready()
+
+
+def test_a_release_that_redis_does_not_name_is_not_ready() -> None:
+    """As one whose graph is larger than Redis takes: shards have it from the disk, readers know nothing of it."""
+    of = app()
+    of._totals.update("publisher", PublisherStats(release=1, sink_error="no answer"), False)
+    assert "Redis does not name the release: no answer" in of.ready()
+    of._totals.update("publisher", PublisherStats(release=1, sink_up=True), False)
+    assert not [reason for reason in of.ready() if "does not name" in reason]
 
 
 @pytest.mark.parametrize("key", ["field", "node"])

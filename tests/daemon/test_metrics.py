@@ -168,6 +168,7 @@ def test_no_stat_is_forgotten() -> None:
     quiet |= {
         "learner.snapshot",
         "publisher.sink_up",
+        "publisher.sink_error",
         "shard.floor_us",
         "shard.letters",
         "publisher.requests",
