@@ -105,7 +105,9 @@ class Shard:
         self.offers = Offers(ports.learner, groups, config, self._stats, clock)
         self._encoding = Budget(config.encode_share, clock)
         self._due: dict[int, float] = {}
-        self._chunk = 32
+        # an image may take a second of the backbone, and a chunk is a turn: how many fit in one is found out
+        self._least = 16 if images is None else 1
+        self._chunk = 32 if images is None else 1
         self._look_at = clock() + LOOK_S
         self._sink_up = True
         self._posted: Posted | None = None
@@ -372,7 +374,7 @@ class Shard:
             self._stats.encoded += len(slots)
             spent = self._clock() - began
             if len(slots) == self._chunk:  # a few are no measure of what many would take
-                self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), 16, 1024))
+                self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), self._least, 1024))
             self._encoding.spend(spent)
             return
 

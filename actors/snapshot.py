@@ -30,7 +30,7 @@ NODE_BYTES = 1 << 20  # of nodes' features in a file: copied into new memory
 def slab_slots(state: State) -> int:
     """Slots of one slab: what the stream waits for is a copy of bounded size, whatever a ring holds."""
     each = entity_bytes(state.shape, state.window, state.hidden)
-    return min(max(SLAB_BYTES // each, 16), SLAB)
+    return min(max(SLAB_BYTES // each, 1), SLAB)
 
 
 def _columns(state: State) -> dict[str, np.ndarray]:

@@ -12,11 +12,12 @@ import pytest
 
 from actors.encode import current_release, set_current, usable_release
 from actors.folders import Folder, newest, write_folder
-from actors.snapshot import GroupSnapshot, restore
-from actors.state import State
+from actors.snapshot import SLAB_BYTES, GroupSnapshot, restore, slab_slots
+from actors.state import State, entity_bytes
 from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
 from schemas.records import Decoded, Rows
+from schemas.stream import Shape
 from tests.actors.snapshot_kills import NEW, OLD, SHAPE, snapshot
 
 
@@ -127,3 +128,11 @@ def test_a_damaged_release_gives_way_to_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(ReleaseError, match="none of the releases up to 2 is whole"):
         usable_release(tmp_path)
     assert usable_release(tmp_path / "nowhere") == 0
+
+
+@pytest.mark.parametrize(("side", "window"), [(8, 1), (64, 4), (224, 64), (1024, 256)])
+def test_a_slab_is_small_whatever_a_ring_holds(side: int, window: int) -> None:
+    """Two copies of one are held, and the stream waits for each: two of 16 large rings would be gigabytes."""
+    state = State(Shape(0, 1, side=side, keep="pixels"), window, 8, 1)
+    each = entity_bytes(state.shape, window, 8)
+    assert slab_slots(state) * each <= max(SLAB_BYTES, each)
