@@ -313,6 +313,8 @@ class Group:
             fetched = self.refetch.end(state, releases.current)
             if fetched is not None:
                 return self._owed_images(fetched, releases.current)
+        if self.refetch is not None and self.images is not None:
+            most = max(most, self.images.most)  # of these a turn encodes what was fetched alone
         while True:
             if not len(self.queue):
                 owed = np.flatnonzero(state.owed[: len(state.names)])

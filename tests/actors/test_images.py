@@ -200,27 +200,6 @@ def test_a_new_release_takes_one_entity_at_a_time_where_that_takes_long(lab: Lab
     assert behind[-1] < 40
 
 
-def test_no_more_are_fetched_at_once_than_are_encoded_in_a_turn(tmp_path: Path) -> None:
-    (tmp_path / "red.png").write_bytes(png(RED))
-    root = f"file://{tmp_path}/"
-    lab = Lab(tmp_path, 2, stream_of(keep="uri", uri_roots=(root,)))
-    value = msgspec.json.encode({"uri": f"{root}red.png"})
-    lab.release(1)
-    lab.put(*(Record(value, b"e%d" % (at // 2), time_ms=1000 + at) for at in range(80)))
-    lab.release(2)
-    assert lab.shard.images is not None
-    lab.shard.images.most = 16
-    lab.shard._chunk = 40
-    (group,) = lab.shard.groups.values()
-    assert group.refetch is not None
-    lab.shard.turn()
-    while group.refetch._batch is None:
-        lab.shard.turn()
-    assert len(group.refetch._batch.slots) == 8, "of two images each"
-    settle(lab.shard)
-    assert all(lab.found(f"e{i}").release == 2 for i in range(40))
-
-
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("window", [1, 3])
 def test_after_a_restart_each_image_counts_once(tmp_path: Path, keep: Any, window: int) -> None:
