@@ -290,12 +290,14 @@ class Group:
         """Up to `most` owed entities, the most recently touched first, encoded by the current release."""
         assert releases.current is not None
         state = self.state
-        if self.images is not None:  # a turn has time for so many of them
-            most = min(most, self.images.most)
         if self.refetch is not None and self.refetch.busy:
             fetched = self.refetch.end(state, releases.current)
             if fetched is not None:
                 return self._owed_images(fetched, releases.current)
+        if (
+            self.images is not None
+        ):  # a turn has time for so many; of URIs it encodes what was fetched alone
+            most = (max if self.refetch is not None else min)(most, self.images.most)
         while True:
             if not len(self.queue):
                 owed = np.flatnonzero(state.owed[: len(state.names)])
