@@ -130,10 +130,10 @@ def bytes_of(images: int, dim: int) -> int:
     return images * (cifar.SHAPE.pixels + 2 * dim + 80)
 
 
-def stream(learner: ImageLearner, part: Part, first: int = 0) -> None:
+def stream(learner: ImageLearner, part: Part, first: int = 0, at_a_time: int = RECEIVED) -> None:
     """Images come; after each few the updates that are due are made."""
-    for at in range(0, len(part.label), RECEIVED):
-        some = part.take(np.arange(at, min(at + RECEIVED, len(part.label))))
+    for at in range(0, len(part.label), at_a_time):
+        some = part.take(np.arange(at, min(at + at_a_time, len(part.label))))
         learner.receive(cifar.windows(some, first + at))
         while learner.updates < int(learner.records * learner.config.updates_per_record):
             if learner.learn() is None:
@@ -230,11 +230,13 @@ def frames(data: Cifar, setting: Setting, seed: int, policy: str) -> tuple[Right
     room = {"policy": policy, "max_bytes": bytes_of(size.buffer, size.encoder.dim)}
     learner = made(setting, seed, [VicregConfig()], room)
     of = rng.permutation(len(data.train.label))[: max(2, size.rows // size.frames)]
-    stream(learner, cifar.frames(data.train.take(of), size.frames, rng))
+    # Few at a time: as many as the replay holds would push out all of it, whatever the policy.
+    few = max(1, size.buffer // 16)
+    stream(learner, cifar.frames(data.train.take(of), size.frames, rng), at_a_time=few)
     return (probed(learner, data),)
 
 
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 17))
+THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
 def duplicates(
