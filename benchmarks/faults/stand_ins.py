@@ -32,6 +32,7 @@ class SmallManifest:
 
     release: int
     generation: int = 1
+    side: int = 0
     dim: int = DIM
     state: int = HIDDEN
     numbers: tuple[str, ...] = ("amount", "id")
