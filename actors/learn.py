@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,11 @@ from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
-from learning.kinds.events import subset
 from learning.learner import Learner, StepStats, due_updates
 from learning.memory_learner import MemoryLearner
 from learning.watch import EmbeddingWatch
 from schemas.errors import SnapshotError
-from schemas.records import I64, OFFSET_BITS, Told, Windows
+from schemas.records import I64, OFFSET_BITS, Rows, Told, Windows
 from schemas.stats import LearnerStats
 from schemas.stream import NEIGHBOUR, Shape
 
@@ -223,9 +223,11 @@ class Learn:
                 positions = list(map(max, positions, mark))
             self._marks[group] = positions
             newest = windows.offsets[1:][np.diff(windows.offsets) > 0] - 1
-            self._drift.add(windows.rows.take(newest))
+            # of images without their pixels
+            columns = (getattr(windows.rows, f.name)[newest] for f in fields(Rows))
+            self._drift.add(Rows(*columns))
             if self._learner.shape.unit != "node":
-                self._watch.add(subset(windows, np.flatnonzero(np.diff(windows.offsets))))
+                self._watch.add(windows)
             self._learner.receive(windows)
             self._stats.received += len(windows)
         if gone:

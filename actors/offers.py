@@ -11,7 +11,7 @@ from actors.budget import Budget
 from actors.group import Group
 from actors.ports import LearnerPort
 from actors.state import Touched
-from schemas.records import I64, Rows, Windows
+from schemas.records import I64, Windows
 from schemas.stats import ShardStats
 from schemas.stream import NEIGHBOUR
 
@@ -63,7 +63,8 @@ class Offers:
         if not self.budget.allows():
             self._stats.sample_skipped += sum(map(len, parts))
             return
-        self._offer(group, _joined(parts), began)
+        # one offer: of two with the same positions the learner would skip the second
+        self._offer(group, Windows.concat(parts), began)
 
     def edges(self, group: Group, parts: list[Windows]) -> None:
         """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
@@ -71,7 +72,7 @@ class Offers:
         if self.learner is None or not any(map(len, parts)):
             return
         began = self._clock()
-        windows = _joined(parts)
+        windows = Windows.concat(parts)
         if not (self.budget.allows() or windows.rows.missing[:, NEIGHBOUR].any()):
             self._stats.sample_skipped += len(windows)
             return
@@ -107,14 +108,3 @@ class Offers:
         else:
             self._stats.sample_skipped += len(windows)
         self.budget.spend(self._clock() - began)
-
-
-def _joined(parts: list[Windows]) -> Windows:
-    """Windows of one row each, as one offer: of two with the same positions the learner would skip the second."""
-    if len(parts) == 1:
-        return parts[0]
-    rows = Rows.concat([w.rows for w in parts])
-    totals, first_us, entity = (
-        np.concatenate([getattr(w, n) for w in parts]) for n in ("totals", "first_us", "entity")
-    )
-    return Windows(rows, np.arange(len(rows) + 1), totals, first_us, entity)

@@ -31,7 +31,7 @@ from benchmarks.one_pass import anchored
 from learning.config import EncoderConfig, GruConfig, LearnerConfig, ReplayConfig, VicregConfig
 from learning.config_images import TimmConfig
 from learning.encoders.base import Encoder
-from learning.kinds.events import joined, subset
+from learning.kinds.events import subset
 from learning.mmd import BATCH, MmdDrift
 from learning.student import embed
 from learning.watch import REFERENCE, RUN_LENGTH
@@ -78,7 +78,7 @@ def purchases(folder: Path) -> Stream:
         touched = state.apply(decoded)
         some = rng.choice(touched.slots, min(SAMPLED, len(touched.slots)), replace=False)
         parts.append(anchored(state, np.sort(some)))
-    windows = joined(parts)
+    windows = Windows.concat(parts)
     changes: dict[str, Change] = {
         "mean shift of one deviation": shifted,
         "half of the categories swapped": swapped,
@@ -101,7 +101,7 @@ def messages(folder: Path) -> Stream:
         touched = state.apply(Decoded(rows, names, np.zeros(len(at), np.bool_), at))
         some = rng.choice(touched.slots, min(SAMPLED, len(touched.slots)), replace=False)
         parts.append(anchored(state, np.sort(some)))
-    windows = joined(parts)
+    windows = Windows.concat(parts)
     return Stream(
         "messages", shape, GRU, windows, _last(windows), {"half of the edges rewired": swapped}
     )

@@ -21,8 +21,7 @@ from benchmarks.probes import Features, Task, paired, probe
 from benchmarks.retail import STREAM, Queries, Retail
 from learning.compatibility import untrained_vectors
 from learning.config import GruConfig, LearnerConfig
-from learning.kinds.events import joined
-from schemas.records import F32, F64
+from schemas.records import F32, F64, Windows
 
 SEEDS = (0, 1, 2)
 ENCODER = GruConfig(bucket_bits=13, window=128)  # 3,684 products: few share a bucket
@@ -102,7 +101,7 @@ def run_ours(bench: Bench) -> list[dict[str, Any]]:
         done = one_pass.run(bench.data, bench.asked, config, ENCODER, seed)
         seconds.append(time.process_time() - began)
         bench.both(OURS, done.vectors)
-        updates, windows = done.updates, windows or joined(done.windows)
+        updates, windows = done.updates, windows or Windows.concat(done.windows)
         bench.both(RANDOM, untrained_vectors(ENCODER, STREAM.shape, windows, seed))
     return [
         _item("CPU time of one pass", float(np.mean(seconds)), "s"),

@@ -4,7 +4,7 @@ release, so that a release is no change of the world."""
 import numpy as np
 
 from learning.encoders.base import Encoder
-from learning.kinds.events import joined, subset
+from learning.kinds.events import subset
 from learning.mmd import BATCH, MmdDrift
 from learning.student import embed
 from schemas.records import F32, Windows
@@ -43,6 +43,8 @@ class EmbeddingWatch:
 
     def add(self, windows: Windows) -> None:
         """What came. Of what comes between two looks the newest is looked at."""
+        there = np.flatnonzero(np.diff(windows.offsets))  # a graph may have lost its last edge
+        windows = subset(windows, there[-BATCH:] if self.complete else there)
         if not len(windows):
             return
         if not self.complete:
@@ -51,7 +53,7 @@ class EmbeddingWatch:
                 self._wanted = min(max(room, LEAST), REFERENCE)
             self._parts.append(windows)
             return
-        both = windows if self._waiting is None else joined([self._waiting, windows])
+        both = windows if self._waiting is None else Windows.concat([self._waiting, windows])
         self._waiting = subset(both, np.arange(max(len(both) - BATCH, 0), len(both)))
 
     def serve(self, encoder: Encoder) -> None:
@@ -59,7 +61,7 @@ class EmbeddingWatch:
         self._encoder = encoder
         if not self.complete:
             return
-        self._parts = [subset(joined(self._parts), np.arange(self._wanted))]
+        self._parts = [subset(Windows.concat(self._parts), np.arange(self._wanted))]
         rng = np.random.default_rng(self._seed)
         self._detector = MmdDrift(self._vectors(self._parts[0]), RUN_LENGTH, rng)
 
@@ -85,7 +87,7 @@ class EmbeddingWatch:
 
     def reference(self) -> Windows | None:
         """For a snapshot; None before it is complete."""
-        return joined(self._parts) if self.complete else None
+        return Windows.concat(self._parts) if self.complete else None
 
     def restore(self, reference: Windows) -> None:
         self.renew()

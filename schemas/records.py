@@ -143,6 +143,18 @@ class Windows:
         of_nodes = sum(f.nbytes for f in (self.own, self.far) if f is not None)
         return self.rows.nbytes + self.totals.nbytes + 8 * 3 * len(self) + of_nodes
 
+    @staticmethod
+    def concat(parts: "Sequence[Windows]") -> "Windows":
+        """Windows of one stream, one after the other; without what nodes have of their own."""
+        if len(parts) == 1:
+            return parts[0]
+        lengths = np.concatenate([np.diff(w.offsets) for w in parts])
+        totals, first_us, entity = (
+            np.concatenate([getattr(w, n) for w in parts]) for n in ("totals", "first_us", "entity")
+        )
+        rows = Rows.concat([w.rows for w in parts])
+        return Windows(rows, np.concatenate([[0], np.cumsum(lengths)]), totals, first_us, entity)
+
     def of_one_row(self, which: Bool) -> Self:
         """Some of windows that have one row each."""
         rows, n = self.rows.take(which), int(np.count_nonzero(which))

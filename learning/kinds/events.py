@@ -12,7 +12,7 @@ import torch
 
 from learning.config_base import EncoderBase
 from learning.contract import Batch, Needs, View
-from schemas.records import F64, I64, Rows, Windows, contributions
+from schemas.records import F64, I64, Windows, contributions
 from schemas.stream import Shape
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
@@ -54,18 +54,6 @@ def subset(windows: Windows, which: I64) -> Windows:
         None if windows.own is None else windows.own.take(which),
         None if windows.far is None else windows.far.take(at),
     )
-
-
-def joined(parts: list[Windows]) -> Windows:
-    """Windows of one stream, one after the other."""
-    rows = Rows.concat([w.rows for w in parts])
-    lengths = np.concatenate([np.diff(w.offsets) for w in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    totals, first_us, entity = (
-        np.concatenate([getattr(w, name) for w in parts])
-        for name in ("totals", "first_us", "entity")
-    )
-    return Windows(rows, offsets, totals, first_us, entity)
 
 
 def totals_before(windows: Windows, owner: I64, start: I64, session_gap_us: int) -> F64:

@@ -7,7 +7,6 @@ import torch
 from learning import encoders
 from learning.config import GruConfig
 from learning.encoders.base import Encoder
-from learning.kinds.events import joined
 from learning.mmd import BATCH, FILLED
 from learning.watch import REFERENCE, EmbeddingWatch
 from schemas.records import Windows
@@ -103,7 +102,7 @@ def test_only_the_newest_of_many_are_looked_at(
 
 def test_joined_windows_are_those_they_were(rng: np.random.Generator) -> None:
     parts = [windows(rng, n) for n in (3, 1, 5)]
-    both = joined(parts)
+    both = Windows.concat(parts)
     assert len(both) == 9
     np.testing.assert_array_equal(both.entity, np.concatenate([p.entity for p in parts]))
     lo, hi = both.offsets[3:5]
