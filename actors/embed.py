@@ -8,7 +8,8 @@ from threading import Thread
 import numpy as np
 import structlog
 
-from actors.encode import IMAGES, Release, current_swap
+from actors.encode import IMAGES, Release
+from actors.served import served
 from actors.state import State, Touched
 from schemas.errors import ReleaseError
 from schemas.records import F32, I64, Bool, Features, contributions
@@ -40,7 +41,8 @@ class Releases:
             (self.current, self.swap), self._next = self._next, None
             self._loaded[self.current.number] = self.current
             return True
-        wanted, swap = current_swap(self.folder)
+        now = served(self.folder)
+        wanted, swap = now.release, now.swap
         if swap not in (self.swap, self._refused):
             self._loading = Thread(target=self._load, args=(wanted, swap), daemon=True)
             self._loading.start()

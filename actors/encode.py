@@ -1,87 +1,21 @@
-"""A release in ONNX Runtime: windows in, unit vectors and recurrent states out. No torch here.
-
-On disk a release is the folder `<state>/<stream>/releases/<r>` of its graphs (encode.onnx, ...), its manifest
-holding a schemas.published.Manifest; the file `releases/current` names the one to serve."""
+"""A release in ONNX Runtime: windows in, unit vectors and recurrent states out. No torch here."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 import structlog
 
-from actors.folders import Folder, write_file
+from actors.served import read_release
 from learning.inline import check_inline
-from schemas.errors import ReleaseError, SnapshotError
 from schemas.published import Manifest
 from schemas.records import F32, F64, I64, U8, Features, Rows
 from schemas.stream import CHANNELS
 
 log = structlog.get_logger()
-CURRENT = "current"
 IMAGES, IMAGE_BYTES = 64, 4 << 20  # in one call: what a backbone makes of them has to fit a cache
-GRAPHS = ("encode", "step", "score")  # a release holds `encode` and one of the others
-
-
-def current_swap(releases: Path) -> tuple[int, int]:
-    """The release to serve and how often that has changed; zeros before the first."""
-    try:
-        release, swap = (releases / CURRENT).read_text().split()
-        return int(release), int(swap)
-    except (OSError, ValueError):
-        return 0, 0
-
-
-def current_release(releases: Path) -> int:
-    return current_swap(releases)[0]
-
-
-def set_current(releases: Path, release: int) -> None:
-    """Names the release to serve; shards look here."""
-    write_file(releases / CURRENT, f"{release} {current_swap(releases)[1] + 1}".encode())
-
-
-def usable_release(releases: Path) -> int:
-    """The release to serve, verified; 0 where there is none yet.
-
-    Where its files are damaged the newest whole one before it becomes current. ReleaseError: none is whole."""
-    current = current_release(releases)
-    if not current:
-        return 0
-    numbers = [int(p.name) for p in releases.iterdir() if p.name.isdigit()]
-    reasons = []
-    for number in sorted((n for n in numbers if n <= current), reverse=True):
-        try:
-            read_release(releases / str(number))
-        except ReleaseError as error:
-            reasons.append(str(error))
-            log.error("release_damaged", release=number, reason=str(error), next="the one before")
-            continue
-        if number != current:
-            set_current(releases, number)
-        return number
-    raise ReleaseError(
-        f"{releases}: none of the releases up to {current} is whole. {reasons[0] if reasons else ''} Restore the "
-        "folder from a backup, or remove it, and the learner's next snapshot becomes the first release of a new "
-        "generation."
-    )
-
-
-def file_of(graph: str) -> str:
-    return f"{graph}.onnx"
-
-
-def read_release(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
-    """Manifest and graphs by name. Raises ReleaseError unless their SHA-256 are the manifest's."""
-    try:
-        found = Folder.open(folder)
-        manifest = msgspec.convert(found.meta, Manifest)
-        there = [graph for graph in GRAPHS if getattr(manifest, f"{graph}_sha256")]
-        return manifest, {graph: found.read(file_of(graph)) for graph in there}
-    except (SnapshotError, msgspec.ValidationError) as error:
-        raise ReleaseError(f"{folder}: the release cannot be used: {error}") from error
 
 
 def session(graph: bytes, threads: int) -> ort.InferenceSession:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.encode import file_of, session
+from actors.encode import session
+from actors.served import file_of
 from schemas.published import ANCHORS, IMAGES_RULE, OF_NODES, Input
 from schemas.records import Windows
 from schemas.stream import StreamConfig

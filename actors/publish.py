@@ -16,17 +16,13 @@ import structlog
 from msgspec import Meta
 
 from actors import gates, requests
-from actors.encode import (
-    current_release,
-    read_release,
-    session,
-    set_current,
-)
+from actors.encode import session
 from actors.folders import Folder, folders, write_folder
 from actors.gates import GatesConfig
 from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
+from actors.served import current_release, read_release, set_current
 from actors.sink import Current, Kind, Value
 from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from actors.encode import set_current
 from actors.folders import write_folder
 from actors.graphs import described, files
+from actors.served import set_current
 from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig
 from learning.encoders.base import Encoder

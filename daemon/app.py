@@ -10,9 +10,9 @@ import structlog
 
 from actors import lease as leases
 from actors import spawn
-from actors.encode import current_release, read_release, usable_release
 from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
+from actors.served import current_release, read_release, usable_release
 from actors.source import partitions
 from actors.usage import cpu_s, resident_bytes
 from daemon.history import History

@@ -24,12 +24,12 @@ from actors.capacity import capacity
 from actors.dead_letters import KafkaDeadLetters
 from actors.decode import make_decoder
 from actors.embed import Releases
-from actors.encode import current_release
 from actors.files import FileSource
 from actors.folders import Folder, epoch_of, folders
 from actors.group import Group
 from actors.group_meta import FILES
 from actors.redis_sink import RedisSink
+from actors.served import current_release
 from actors.shard import Ports, Shard
 from actors.source import KafkaSource, partitions
 from daemon.settings import Settings

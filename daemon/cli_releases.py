@@ -22,7 +22,7 @@ SNAPSHOT_S = 15.0
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     """The releases that are on disk, newest first, with what they had to pass."""
 
-    from actors.encode import current_release  # onnxruntime is slow to load
+    from actors.served import current_release
 
     settings = load_settings(config)
     current = current_release(settings.releases)
@@ -67,7 +67,7 @@ def rollback(
 ) -> None:
     """Serve an older release again. None follows by itself until `afresh release`."""
 
-    from actors.encode import current_release, read_release
+    from actors.served import current_release, read_release
 
     settings = load_settings(config)
     current = current_release(settings.releases)
@@ -97,7 +97,7 @@ def release(
 ) -> None:
     """Make a release of the learner's newest snapshot, also after a rollback."""
 
-    from actors.encode import current_release
+    from actors.served import current_release
 
     settings = load_settings(config)
     before = current_release(settings.releases)

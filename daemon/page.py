@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from actors.encode import current_release
 from actors.folders import Folder
+from actors.served import current_release
 from daemon.history import EVERY_S, History
 from daemon.reading import Reader
 from daemon.scatter import Sample, Scatter

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from actors.encode import set_current
 from actors.folders import write_folder
 from actors.graphs import described, files, of_stream
+from actors.served import set_current
 from schemas.published import Manifest
 from schemas.records import F32, U8
 from schemas.stream import ImageConfig, StreamConfig

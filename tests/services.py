@@ -9,12 +9,13 @@ import torch
 
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
-from actors.encode import Release, set_current
+from actors.encode import Release
 from actors.folders import epoch_of, write_folder
 from actors.graphs import described, files, of_stream
 from actors.group import Group
 from actors.ports import LearnerPort
 from actors.processes import images_of
+from actors.served import set_current
 from actors.shard import Ports, Shard, ShardConfig
 from actors.sink import Sink
 from actors.state import State

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from actors.encode import current_release
 from actors.folders import Folder, folders
+from actors.served import current_release
 from benchmarks.faults.world import Owner, World, crashing
 from schemas.errors import SnapshotError
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from actors.encode import current_release
 from actors.folders import Folder, folders
+from actors.served import current_release
 from benchmarks.faults.outcome import Outcome, rounds_of
 from benchmarks.faults.service import GROUPS, Service, until
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import encode_anew
-from actors.encode import current_release
 from actors.group import Group
+from actors.served import current_release
 from actors.sink import Stored
 from actors.state import State
 from benchmarks.faults.stand_ins import HIDDEN, SmallRelease, Violation

@@ -23,7 +23,7 @@ import kafka
 import msgspec
 import psutil
 
-from actors.encode import current_release
+from actors.served import current_release
 from benchmarks.faults import streams
 from benchmarks.faults.streams import Kind
 from daemon import servers

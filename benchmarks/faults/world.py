@@ -13,10 +13,10 @@ import msgspec
 import actors
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
-from actors.encode import set_current
 from actors.folders import epoch_of
 from actors.group import Group
 from actors.partitioner import partition_of
+from actors.served import set_current
 from actors.shard import Ports, Shard, ShardConfig
 from benchmarks.faults.small_disks import Disk, SmallPath, Writer
 from benchmarks.faults.small_learner import SmallLearner

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from actors.edges import Edges
-from actors.encode import set_current
 from actors.mirror import Mark, Origin, Reader
 from actors.ports import Batch
+from actors.served import set_current
 from learning.node_table import NodeTable
 from schemas.errors import Fenced, SnapshotError
 from schemas.records import Bool, category_hash

@@ -12,7 +12,7 @@ import pytest
 import redis
 import safetensors.torch
 
-from actors.encode import Release, current_release, set_current
+from actors.encode import Release
 from actors.folders import Folder, write_folder
 from actors.graphs import in_parts
 from actors.learn import Learn
@@ -20,6 +20,7 @@ from actors.publish import ENCODER_FILE, RESIDENT_FILE, Publish, ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.requests import ASKED, SNAPSHOT, Request, ask, ask_learner, take, taken
+from actors.served import current_release, set_current
 from daemon import servers
 from learning import compatibility, encoders, export
 from learning.config import LearnerConfig
@@ -443,7 +444,7 @@ def test_a_disk_that_is_full_ends_no_publisher_that_is_asked_to_roll_back(
     ask(service.root / "releases", Request(rollback=1))
     with monkeypatch.context() as disk:
         disk.setattr("actors.requests.write_file", full)
-        disk.setattr("actors.encode.write_file", full)
+        disk.setattr("actors.served.write_file", full)
         service.turns()
     assert service.current == 2
     assert service.publish.stats().requests == 1

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actors.encode import set_current
 from actors.partitioner import partition_of
+from actors.served import set_current
 from actors.shard import Shard, ShardConfig
 from schemas.errors import Fenced
 from schemas.stats import LETTERS

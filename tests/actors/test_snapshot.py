@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.encode import current_release, set_current, usable_release
 from actors.folders import Folder, newest, write_folder
+from actors.served import current_release, set_current, usable_release
 from actors.snapshot import SLAB_BYTES, GroupSnapshot, restore, slab_slots
 from actors.state import State, entity_bytes
 from schemas.errors import ReleaseError, SnapshotError

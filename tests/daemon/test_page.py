@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.encode import set_current
 from actors.folders import write_folder
+from actors.served import set_current
 from daemon.history import EVERY_S, FIGURES, KEPT, WINDOW, History
 from daemon.http import Http
 from daemon.page import HTML, Page, Releases, policy

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import redis
 
-from actors.encode import read_release
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
+from actors.served import read_release
 from actors.sink import Current, Value
 from examples import encode_alone
 from examples.encode_alone import TOLERANCE, compare

@@ -15,10 +15,10 @@ import pytest
 import redis
 from PIL import Image
 
-from actors.encode import read_release
 from actors.pixels import pixels_of
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
+from actors.served import read_release
 from actors.sink import Current
 from examples import encode_image_alone as alone
 from learning.config_images import TimmConfig

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from actors.encode import current_release, read_release
+from actors.served import current_release, read_release
 from benchmarks.faults import poison, processes
 from benchmarks.faults.outcome import Outcome, state_differs
 from benchmarks.faults.service import Service, service, until

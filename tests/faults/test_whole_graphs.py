@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.encode import Release, current_release
+from actors.encode import Release
+from actors.served import current_release
 from benchmarks.faults import processes
 from benchmarks.faults.outcome import Outcome, state_differs
 from benchmarks.faults.service import Service, service, until

@@ -1,0 +1,99 @@
+"""Releases on disk, and which of them is served: a command that reads them needs no runtime for their graphs.
+
+A release is the folder `<state>/<stream>/releases/<r>` of its graphs (encode.onnx, ...), its manifest holding a
+schemas.published.Manifest. The file `releases/current` names the one to serve."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from actors.folders import Folder, write_file
+from schemas.errors import ReleaseError, SnapshotError
+from schemas.published import Manifest
+
+log = structlog.get_logger()
+CURRENT = "current"
+GRAPHS = ("encode", "step", "score")  # a release holds `encode` and one of the others
+
+
+@dataclass(frozen=True)
+class Served:
+    """What `releases/current` says; zeros before the first release."""
+
+    release: int = 0
+    swap: int = 0  # how often `release` has changed
+    next: int = 0  # a release of another generation, which is being filled beside; 0: none
+    left_us: dict[int, int] = field(
+        default_factory=dict
+    )  # generations still kept: since when unserved
+
+
+def served(releases: Path) -> Served:
+    """The file's words: release, swap, next, then `<generation>:<left_us>` of each that is kept."""
+    try:
+        release, swap, *more = (releases / CURRENT).read_text().split()
+        pairs = [word.split(":") for word in more[1:]]
+        left = {int(generation): int(us) for generation, us in pairs}
+        return Served(int(release), int(swap), int(more[0]) if more else 0, left)
+    except (OSError, ValueError):
+        return Served()
+
+
+def set_served(releases: Path, new: Served) -> None:
+    """Shards look here."""
+    left = [f"{generation}:{us}" for generation, us in new.left_us.items()]
+    words = [str(new.release), str(new.swap), str(new.next), *left]
+    write_file(releases / CURRENT, " ".join(words).encode())
+
+
+def current_release(releases: Path) -> int:
+    return served(releases).release
+
+
+def set_current(releases: Path, release: int) -> None:
+    """Serves another release of the same generation."""
+    now = served(releases)
+    set_served(releases, replace(now, release=release, swap=now.swap + 1))
+
+
+def usable_release(releases: Path) -> int:
+    """The release to serve, verified; 0 where there is none yet.
+
+    Where its files are damaged the newest whole one before it becomes current. ReleaseError: none is whole."""
+    current = current_release(releases)
+    if not current:
+        return 0
+    numbers = [int(p.name) for p in releases.iterdir() if p.name.isdigit()]
+    reasons = []
+    for number in sorted((n for n in numbers if n <= current), reverse=True):
+        try:
+            read_release(releases / str(number))
+        except ReleaseError as error:
+            reasons.append(str(error))
+            log.error("release_damaged", release=number, reason=str(error), next="the one before")
+            continue
+        if number != current:
+            set_current(releases, number)
+        return number
+    raise ReleaseError(
+        f"{releases}: none of the releases up to {current} is whole. {reasons[0] if reasons else ''} Restore the "
+        "folder from a backup, or remove it, and the learner's next snapshot becomes the first release of a new "
+        "generation."
+    )
+
+
+def file_of(graph: str) -> str:
+    return f"{graph}.onnx"
+
+
+def read_release(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """Manifest and graphs by name. Raises ReleaseError unless their SHA-256 are the manifest's."""
+    try:
+        found = Folder.open(folder)
+        manifest = msgspec.convert(found.meta, Manifest)
+        there = [graph for graph in GRAPHS if getattr(manifest, f"{graph}_sha256")]
+        return manifest, {graph: found.read(file_of(graph)) for graph in there}
+    except (SnapshotError, msgspec.ValidationError) as error:
+        raise ReleaseError(f"{folder}: the release cannot be used: {error}") from error
