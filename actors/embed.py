@@ -20,41 +20,62 @@ log = structlog.get_logger()
 
 
 class Releases:
-    """The releases that entities' states may carry, loaded; `current` is the one to encode with.
+    """The releases that entities' states may carry, loaded; `current` is the one to encode with, `next` the one of
+    another generation that is being filled.
 
     `swap` counts how often the service's current release has changed, up to the one here."""
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self.threads = folder, threads
         self.current: Release | None = None
+        self.next: Release | None = None
         self.swap = 0
+        self.waits = False  # to be `bound` no more
+        self.kept: tuple[int, ...] = ()  # generations that are served no more, and still there
         self._loaded: dict[int, Release | None] = {}
-        self._next: tuple[Release, int] | None = None
+        self._came: Release | None = None
         self._loading: Thread | None = None
-        self._refused = 0
+        self._refused: set[tuple[int, int]] = set()
 
-    def refresh(self) -> bool:
-        """Looks for a newer current release; loads it beside the stream. True when it has just changed."""
+    def refresh(self, *, bound: bool = False) -> bool:
+        """Looks for a newer current release; loads it beside the stream. True when it has just changed.
+
+        bound: not to one of another generation now, for a snapshot copies what this one left."""
         if self._loading is not None and self._loading.is_alive():
             return False
-        if self._next is not None:
-            (self.current, self.swap), self._next = self._next, None
-            self._loaded[self.current.number] = self.current
-            return True
+        if self._came is not None:
+            self._loaded[self._came.number] = self._came
+            self._came = None
         now = served(self.folder)
-        wanted, swap = now.release, now.swap
-        if swap not in (self.swap, self._refused):
-            self._loading = Thread(target=self._load, args=(wanted, swap), daemon=True)
-            self._loading.start()
+        self.kept = tuple(now.left_us)
+        if now.swap != self.swap and (found := self._ready(now.release, now.swap)):
+            self.waits = bound and self._opens(found)
+            if not self.waits:
+                self.current, self.swap, self.next = found, now.swap, None
+                return True
+        if now.swap == self.swap:  # the one before first
+            self.next = self._ready(now.next, now.swap) if now.next else None
         return False
+
+    def _opens(self, release: Release) -> bool:
+        now = self.current
+        return now is not None and now.manifest.generation != release.manifest.generation
+
+    def _ready(self, number: int, swap: int) -> Release | None:
+        """If it is loaded; else it is being loaded from now on, unless that was tried."""
+        found = self._loaded.get(number)
+        if found is None and (number, swap) not in self._refused:
+            self._loading = Thread(target=self._load, args=(number, swap), daemon=True)
+            self._loading.start()
+        return found
 
     def _load(self, number: int, swap: int) -> None:
         try:
             release = Release.load(self.folder / str(number), self.threads)
             self._warm(release)
-            self._next = release, swap
+            self._came = release
         except Exception as error:  # whatever the runtime raises: it would be tried at every turn
-            self._refused = swap
+            self._refused.add((number, swap))
             log.error(
                 "release_refused",
                 release=number,
@@ -82,7 +103,7 @@ class Releases:
         ones = np.ones(CHUNK, np.int64)
         release.encode(rows, ones, totals, 0 * ones, own, far)
 
-    def of(self, number: int) -> Release | None:
+    def of(self, number: int, generation: int) -> Release | None:
         """The release that a state is tagged with; None if it cannot be had or is of another generation."""
         if number not in self._loaded:
             try:
@@ -90,38 +111,37 @@ class Releases:
             except ReleaseError:
                 self._loaded[number] = None
         found = self._loaded[number]
-        if found is None or self.current is None:
-            return None
-        return found if found.manifest.generation == self.current.manifest.generation else None
+        return found if found is not None and found.manifest.generation == generation else None
 
     def forget(self, used: frozenset[int]) -> None:
         """Drops the sessions of releases that no state carries any more."""
-        keep = used | ({self.current.number} if self.current else set())
+        keep = used | {r.number for r in (self.current, self.next) if r is not None}
         self._loaded = {number: r for number, r in self._loaded.items() if number in keep}
 
 
-def embed(state: State, touched: Touched, releases: Releases) -> tuple[F32, I64, int]:
+def embed(
+    state: State, touched: Touched, release: Release, releases: Releases
+) -> tuple[F32, I64, int]:
     """Vectors [M, D] of the touched entities after the micro-batch, their releases [M], windows encoded anew.
 
     Entities whose state carries an older release are stepped by that one: the new one reaches them in the
     background, or when they must be encoded anew anyway."""
-    current = releases.current
-    assert current is not None
     slots = touched.slots
     fresh = state.count[slots] == touched.lengths
     state.recurrent[slots[fresh]] = 0.0
-    state.tag[slots[fresh]] = current.number
-    anew = touched.anew.copy()
-    vectors = np.empty((len(slots), current.manifest.dim), np.float32)
-    for tag in np.unique(state.tag[slots[~anew]]).tolist():
-        release = releases.of(tag) if tag else None
-        at = np.flatnonzero(~touched.anew & (state.tag[slots] == tag))
-        if release is None:
+    state.tag[slots[fresh]] = release.number
+    must = state.anew(touched)
+    anew = must.copy()
+    vectors = np.empty((len(slots), release.manifest.dim), np.float32)
+    for tag in np.unique(state.tag[slots[~must]]).tolist():
+        stepping = releases.of(tag, release.manifest.generation) if tag else None
+        at = np.flatnonzero(~must & (state.tag[slots] == tag))
+        if stepping is None:
             anew[at] = True
         else:
-            vectors[at] = _step(state, touched, at, fresh[at], release)
+            vectors[at] = _step(state, touched, at, fresh[at], stepping)
     at = np.flatnonzero(anew)
-    vectors[at] = encode_anew(state, slots[at], current)
+    vectors[at] = encode_anew(state, slots[at], release)
     return vectors, state.tag[slots], len(at)
 
 

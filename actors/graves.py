@@ -264,7 +264,7 @@ def forget_neighbours(state: "State", hashes: I64, positions: I64) -> I64:
     slots = np.unique(np.concatenate(touched)) if touched else np.zeros(0, np.int64)
     if len(slots):
         merge(state, slots, Rows.empty(state.shape), np.zeros(0, np.int64))
-        state.tag[slots] = 0
+        state.unsettle(slots)
     return slots
 
 

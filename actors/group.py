@@ -7,16 +7,18 @@ state and nothing is written: their entities are *owed*, and written once when s
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import structlog
 
-from actors import group_meta, images
+from actors import group_meta
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
-from actors.embed import Releases, embed, encode_anew
+from actors.embed import Releases
 from actors.encode import Release
 from actors.folders import Folder, folders, newest
+from actors.generation import Generation
 from actors.graves import Buried, forget_neighbours
 from actors.images import Images
 from actors.mirror import Marks
@@ -24,20 +26,25 @@ from actors.nodes import News
 from actors.partitioner import partitions_of
 from actors.ports import Batch
 from actors.quarantine import Quarantine, joined, plain
-from actors.refetch import Refetch, within
 from actors.sink import Sink, Vectors, WriteResult
 from actors.snapshot import GroupSnapshot, restore
 from actors.state import State, Touched
 from learning.node_table import NodeTable
-from schemas.published import EDGE
 from schemas.records import I64, OFFSET_BITS, Decoded, Windows
 from schemas.stats import GroupStats
-from schemas.stream import DIRECTION, NEIGHBOUR, Shape
+from schemas.stream import NEIGHBOUR, Shape
 
-Sizes = tuple[int, int, int] | tuple[int, int, int, int]
-"""Window L, hidden H, slots E; and of how many nodes, of all groups, a graph's features are kept (else E)."""
 
-QUEUE = 16_384
+class Sizes(NamedTuple):
+    """Of a group's state."""
+
+    window: int  # rows of a ring
+    hidden: int  # H
+    slots: int  # E
+    nodes: int = 0  # of all groups: of so many a graph's features are kept; 0: E
+    anchor: int = 0  # L of what is served; 0: the window
+
+
 LOSS = "#loss"  # beside the positions in Redis (no topic has such a name); absent before the first loss
 log = structlog.get_logger()
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
@@ -57,8 +64,9 @@ class Group:
     edges: Edges | None = None  # of a graph
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
     buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
-    images: Images | None = None  # of a stream of images
-    refetch: Refetch | None = None  # ... that keeps their URIs
+    served: Generation = field(init=False)  # whose vectors readers have
+    next: Generation | None = None  # ... and will have, once all entities have one
+    next_release: int = 0  # which fills it
     news: News = field(default_factory=News)  # what is said of nodes of a graph
     phase: str = "starting"
     silent_until: list[int] = field(default_factory=list)
@@ -71,16 +79,20 @@ class Group:
     # what Redis was last seen to hold; `acked` never falls, for slabs of a snapshot may rest on it
     held: list[int] = field(default_factory=list)
     held_loss: int = 0
-    queue: I64 = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )  # owed slots, most recent first
-    turn: int = 0  # the slot from which on others than the most recent are paid
     writes: int = 0
     snapshots: int = 0
     snapshot_failures: int = 0
     snapshot_at: float | None = None
     opened_at: float = 0.0  # by the shard's clock
     snapshot: GroupSnapshot | None = None
+
+    def __post_init__(self) -> None:
+        self.served = Generation(self.state)
+
+    @property
+    def images(self) -> Images | None:
+        """Of a stream of images."""
+        return self.served.images
 
     @classmethod
     def open(
@@ -90,22 +102,22 @@ class Group:
         topics: tuple[str, ...],
         folder: Path,
         shape: Shape,
-        sizes: Sizes,
+        sizes: tuple[int, ...],
         fields: Sequence[str] = (),
     ) -> "Group":
         """Restores the newest snapshot that verifies. `positions` is empty where there is none.
 
-        fields: names of the columns, numbers first."""
+        sizes: as Sizes. fields: names of the columns, numbers first."""
 
         def load(found: Folder) -> Group:
             group_meta.check(found, topics, fields, graph=shape.graph)
-            state = _state(shape, sizes)
+            state = _state(shape, Sizes(*sizes))
             group = cls(number, epoch, topics, state, restore(found, state), folder)
             group_meta.take(group, found.meta)
             return group
 
         group = newest(folder, load)
-        group = group or cls(number, epoch, topics, _state(shape, sizes), [], folder)
+        group = group or cls(number, epoch, topics, _state(shape, Sizes(*sizes)), [], folder)
         group.fields = tuple(fields)
         return group
 
@@ -214,7 +226,7 @@ class Group:
         if self.edges is not None:
             decoded = self._without_buried(decoded, self.edges)
         touched = self.state.apply(decoded)
-        if quiet is not None and len(quiet) and len(touched.slots):
+        if quiet is not None and len(quiet) and len(touched.slots) and self.next is None:
             loud = ~np.isin(touched.rows.position, quiet)
             news = np.logical_or.reduceat(loud, touched.starts)
             news |= self.state.count[touched.slots] == touched.lengths  # a life began
@@ -242,7 +254,7 @@ class Group:
         if decoded.gone:
             nodes = np.array([g.node for g in decoded.gone], np.int64)
             positions = np.array([g.position for g in decoded.gone], np.int64)
-            self.state.owed[forget_neighbours(self.state, nodes, positions)] = True
+            self.state.owe(forget_neighbours(self.state, nodes, positions))
         if not buried.since:
             return decoded
         ended = buried.before(rows.categories[:, NEIGHBOUR], decoded.timestamp_ms)
@@ -256,27 +268,23 @@ class Group:
     def owe(self, touched: Touched) -> None:
         """Until `paid`: what stops halfway is written later from the state."""
         quiet = touched.quiet
-        self.state.owed[touched.slots if quiet is None else touched.slots[~quiet]] = True
+        self.state.owe(touched.slots if quiet is None else touched.slots[~quiet])
         for name in touched.deleted:
             self.owed_deletions[name] = None
 
     def forget_vectors(self, touched: Touched) -> None:
         """The recurrent state of entities that were touched without being encoded no longer holds."""
         if self.images is None:
-            self.state.tag[touched.slots] = 0
+            self.state.unsettle(touched.slots)
 
     # -- vectors out ------------------------------------------------------------------------------
 
     def live(self, touched: Touched, releases: Releases) -> tuple[I64, Vectors, list[str], int]:
         """The touched entities' slots and vectors, names to delete, windows encoded anew."""
-        if self.images is None:
-            slots = touched.slots
-            vectors, release, anew = embed(self.state, touched, releases)
-        else:
-            assert releases.current is not None
-            slots, vectors, release, anew = images.live(self.state, touched, releases.current)
+        assert releases.current is not None
+        slots, vectors, anew = self.served.live(touched, releases.current, releases)
         deletions = [name for name in touched.deleted if name not in self.state.index]
-        return slots, self._vectors(slots, vectors, release), deletions, anew
+        return slots, vectors, deletions, anew
 
     def deletions(self) -> list[str]:
         """Names owed a deletion; who has come back since is owed a vector instead."""
@@ -285,73 +293,6 @@ class Group:
                 n: None for n in self.owed_deletions if n not in self.state.index
             }
         return list(self.owed_deletions)
-
-    def owed(self, most: int, releases: Releases) -> tuple[I64, Vectors] | None:
-        """Up to `most` owed entities, the most recently touched first, encoded by the current release."""
-        assert releases.current is not None
-        state = self.state
-        if self.refetch is not None and self.refetch.busy:
-            fetched = self.refetch.end(state, releases.current)
-            if fetched is not None:
-                return self._owed_images(fetched, releases.current)
-        if (
-            self.images is not None
-        ):  # a turn has time for so many; of URIs it encodes what was fetched alone
-            most = (max if self.refetch is not None else min)(most, self.images.most)
-        while True:
-            if not len(self.queue):
-                owed = np.flatnonzero(state.owed[: len(state.names)])
-                if not len(owed):
-                    return None
-                self.queue = self.next_owed(owed)
-            slots, self.queue = self.queue[:most], self.queue[most:]
-            slots = slots[state.owed[slots]]
-            if self.images is not None and len(slots):
-                return self._owed_images(slots, releases.current)
-            if len(slots):
-                vectors = encode_anew(state, slots, releases.current)
-                return slots, self._vectors(slots, vectors, state.tag[slots])
-
-    def _owed_images(self, slots: I64, release: Release) -> tuple[I64, Vectors] | None:
-        """As `owed`; None where all of them have first to be fetched. Those stay owed."""
-        state = self.state
-        assert self.images is not None
-        if self.refetch is not None:
-            fetch = self.refetch.wanted(state, slots, release.number)
-            if fetch.any():
-                if not self.refetch.busy:
-                    self.refetch.begin(state, slots[fetch], release.number, self.images.most)
-                slots = slots[~fetch]
-                if not len(slots):
-                    return None
-        elif state.shape.kept_pixels:  # as far as there is time; of one entity all
-            slots = slots[: max(1, within(state.held(slots), self.images.most))]
-        state.owed[slots] = False  # also of those that have no vector yet
-        slots, vectors, made_by, _ = images.encode_anew(state, slots, release)
-        return slots, self._vectors(slots, vectors, made_by)
-
-    def next_owed(self, owed: I64) -> I64:
-        """Whom to pay next, the most recently touched first. Of very many half are those whose turn it is: where
-        slots are owed again and again (neighbours of a node of which something new is said every second) the
-        quiet ones would never be."""
-        age = -self.state.touched[owed]
-        if len(owed) > QUEUE:  # to sort a million would hold the stream up
-            recent = owed[np.argpartition(age, QUEUE // 2)[: QUEUE // 2]]
-            behind = owed[np.searchsorted(owed, self.turn) :][: QUEUE // 2]
-            self.turn = int(behind[-1]) + 1 if len(behind) else 0
-            owed = np.union1d(recent, behind)
-            age = -self.state.touched[owed]
-        return owed[np.argsort(age, kind="stable")]
-
-    def _vectors(self, slots: I64, vectors: np.ndarray, release: I64) -> Vectors:
-        state = self.state
-        names = [state.names[slot] or "" for slot in slots.tolist()]
-        edges = _edges(state, slots) if state.shape.unit == "node" else []
-        time_us = state.last_us[slots]
-        if state.nodes is not None:
-            time_us = np.maximum(time_us, state.nodes.said_us(state.hashes(slots)))
-        columns = time_us, state.count[slots], state.since_us[slots]
-        return Vectors(names, vectors, release, *columns, edges)
 
     def post(
         self, sink: Sink, generation: int, vectors: Vectors, deletions: list[str]
@@ -376,44 +317,42 @@ class Group:
         return acknowledged
 
     def paid(self, slots: I64, deletions: list[str], current: int) -> None:
-        """Redis gets these. Vectors of an older release stay owed: the current one is still to reach them, but
-        for images, which were encoded again if they could be."""
-        if self.images is None:
-            self.state.owed[slots] = self.state.tag[slots] != current
-        elif self.refetch is None:
-            self.state.owed[slots] = False
-        else:
-            self.state.owed[slots] = self.refetch.wanted(self.state, slots, current)
+        """Redis gets these."""
+        self.served.paid(slots, current)
         for name in deletions:
             self.owed_deletions.pop(name, None)
 
     def refused(self, slots: I64, deletions: list[str]) -> None:
         """Redis did not get what was thought to be paid; slots may have been freed since."""
-        self.state.owed[slots[self.state.count[slots] > 0]] = True
+        self.state.owe(slots[self.state.count[slots] > 0])
         self.owed_deletions |= dict.fromkeys(deletions)
 
-    def owe_release(self, current: int, swap: int) -> None:
+    def owe_release(self, current: Release, swap: int) -> None:
         """After a swap, resident entities of another release are to be written again.
 
         All of them where this is not the next swap after the one that the state knows of: what came
         between may have been written over in Redis by a process whose memory of it is gone."""
-        n = len(self.state.names)
-        resident = self.state.count[:n] > 0
-        known = swap - self.swap in (0, 1)
-        stale = self.state.tag[:n] != current
-        if self.images is not None and self.state.shape.keep == "nothing":
-            stale &= self.state.tag[:n] == 0  # there is nothing to encode again
-        self.state.owed[:n] |= resident & (stale | (not known))
-        if self.refetch is not None:
-            self.refetch.forget()
+        m, state = current.manifest, self.state
+        if self.next is not None and self.next_release == current.number:
+            state.become(self.next.state)
+            self.served = Generation(state, self.images, self.next.refetch, self.next.queue)
+        elif (state.hidden, state.anchor) != (m.kept, min(m.window, state.window)):
+            state.begin(m.kept, m.window)
+        self.next, self.next_release, state.twin = None, 0, None
+        self.served.owe_release(current.number, everybody=swap - self.swap not in (0, 1))
         self.swap = swap
-        self.queue = np.zeros(0, np.int64)
+
+    def fill(self, release: Release | None) -> None:
+        """Another generation is begun beside the one that is served, or given up."""
+        self.next = None if release is None else self.served.beside(release)
+        self.next_release = 0 if release is None else release.number
+        if release is None:
+            self.state.twin = None
 
     def owe_everything(self) -> None:
         """Redis came back empty or older."""
-        n = len(self.state.names)
-        self.state.owed[:n] = self.state.count[:n] > 0
-        self.queue = np.zeros(0, np.int64)
+        for generation in filter(None, (self.served, self.next)):
+            generation.owe_everything()
         self.loss = max(self.loss, self.epoch << 20) + 1
 
     # -- snapshots --------------------------------------------------------------------------------
@@ -432,6 +371,7 @@ class Group:
         tagged = (state.count[:n] > 0) & (state.tag[:n] > 0)
         if self.images is not None:  # what is not to be encoded again holds no release up
             tagged &= state.owed[:n]
+        unfilled = 0 if self.next is None else self.next.still
         tags = state.tag[:n][tagged]
         return GroupStats(
             group=self.number,
@@ -447,7 +387,9 @@ class Group:
             state_bytes=state.nbytes,
             release=int(tags.max(initial=0)),
             oldest_release=int(tags.min()) if len(tags) else 0,
-            to_encode=int(np.count_nonzero(state.owed[:n])) + len(self.news),
+            to_encode=self.served.still + len(self.news),
+            to_fill=unfilled,
+            filled=self.next_release if self.phase == "serving" and not unfilled else 0,
             snapshot_age_s=now - (self.opened_at if self.snapshot_at is None else self.snapshot_at),
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,
@@ -455,18 +397,7 @@ class Group:
 
 
 def _state(shape: Shape, sizes: Sizes) -> State:
-    window, hidden, slots = sizes[:3]
-    state = State(shape, window, hidden, slots)
+    state = State(shape, sizes.window, sizes.hidden, sizes.slots, anchor=sizes.anchor)
     if shape.noded:
-        state.nodes = NodeTable(shape, sizes[-1])
+        state.nodes = NodeTable(shape, sizes.nodes or sizes.slots)
     return state
-
-
-def _edges(state: State, slots: I64) -> list[bytes]:
-    """The live edges of each node, packed as EDGE."""
-    lengths = state.held(slots)
-    rows, _ = state.padded(slots, lengths)
-    packed = np.empty(rows.time_us.shape, EDGE)
-    packed["time_us"], packed["neighbour"] = rows.time_us, rows.categories[..., NEIGHBOUR]
-    packed["direction"] = rows.numbers[..., DIRECTION]
-    return [packed[m, :n].tobytes() for m, n in enumerate(lengths.tolist())]

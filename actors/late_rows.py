@@ -34,6 +34,7 @@ def merge(state: "State", slot: int, new: Rows) -> None:
     to = (placed - len(merged) + np.arange(len(merged))) % state.window
     for f in fields(state.rows):
         getattr(state.rows, f.name)[slot, to] = getattr(merged, f.name)
+    state.not_in_twin(slot)
     state.placed[slot] = placed
 
 

@@ -63,7 +63,7 @@ class News:
             self.spreading, self.new, self.upto = np.sort(new), set(), 0
         first, self.upto = self.upto, min(self.upto + SPREAD, len(state.names))
         slots = first + np.flatnonzero(leads_to(state, first, self.upto, self.spreading))
-        state.owed[slots] = True
+        state.owe(slots)
         if self.upto >= len(state.names):
             self.spreading = _none()
 

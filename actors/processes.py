@@ -28,6 +28,7 @@ from actors.quarantine import Quarantine
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.refetch import Refetch
+from actors.served import read_release, served
 from actors.shard import Ports, Shard, ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from learning.config import EncoderConfig, LearnerConfig
@@ -166,7 +167,8 @@ class ShardProcess(Worker):
 
 def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> Shard:
     """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
-    shape, window, hidden = spec.stream.shape, spec.encoder.window, spec.encoder.kept
+    shape = spec.stream.shape
+    window, hidden, anchor = widths(spec)
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
     config, mirror = spec.source, None
     if spec.stream.nodes and spec.groups > 1:
@@ -180,7 +182,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
             source.topics,
             spec.root / f"group-{number}",
             shape,
-            (window, hidden, slots, spec.groups * slots),
+            (window, hidden, slots, spec.groups * slots, anchor),
             spec.stream.columns,
         )
         for number, epoch in sorted(groups.items())
@@ -213,6 +215,18 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     return Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
 
 
+def widths(spec: Spec) -> tuple[int, int, int]:
+    """Rows of a ring, H, and L of what is served: where there are releases they say that, for the settings may have
+    been changed since."""
+    now = served(spec.releases)
+    numbers = [number for number in (now.release, now.next) if number]
+    found = [read_release(spec.releases / str(number))[0] for number in numbers]
+    window = max([spec.encoder.window, *(m.window for m in found)])
+    if not found:
+        return window, spec.encoder.kept, window
+    return window, found[0].kept, found[0].window
+
+
 def images_of(stream: StreamConfig, groups: list[Group], decoder: Decoder) -> Images | None:
     """What a shard of images has beside its groups, which get what fetches theirs again."""
     if not stream.images:
@@ -223,7 +237,7 @@ def images_of(stream: StreamConfig, groups: list[Group], decoder: Decoder) -> Im
     if stream.shape.kept_uri:
         fetcher = Fetcher(stream.image)
         for group in groups:
-            group.refetch = Refetch(fetcher, decoder.pixels)
+            group.served.refetch = Refetch(fetcher, decoder.pixels)
     return Images(stream.image, stream.shape)
 
 

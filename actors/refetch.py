@@ -40,6 +40,10 @@ class Refetch:
         self._batch: Batch | None = None
         self._failed = np.zeros(0, np.int64)  # entities that the release under way does not reach
 
+    def another(self) -> "Refetch":
+        """For another generation."""
+        return Refetch(self._fetcher, self._pixels)
+
     @property
     def busy(self) -> bool:
         return self._batch is not None

@@ -17,6 +17,7 @@ from msgspec import Meta
 from actors.budget import Budget
 from actors.decode import BadRecord, Decoder
 from actors.embed import Releases
+from actors.generation import Generation
 from actors.group import Group
 from actors.images import Images
 from actors.offers import Offers
@@ -99,7 +100,7 @@ class Shard:
         if images is not None:
             images.stats = self._stats
             for group in groups:
-                group.images = images
+                group.served.images = images
                 images.fit(group.state.slots)
         self.offers = Offers(ports.learner, groups, config, self._stats, clock)
         self._encoding = Budget(config.encode_share, clock)
@@ -133,8 +134,9 @@ class Shard:
     def turn(self, max_records: int | None = None) -> int:
         """Polls once and takes what came all the way to Redis. Returns how many records came; where none
         did, how many were taken that had waited."""
-        if self.releases.refresh():
+        if self.releases.refresh(bound=any(g.snapshot is not None for g in self.groups.values())):
             self._swap()
+        self._follow()
         self._sink_turn()
         self._open_and_close()
         most = max_records or self.config.max_records
@@ -233,9 +235,14 @@ class Shard:
         if group.phase != "serving" or not self._sink_up:
             group.forget_vectors(touched)
         else:
+            if group.next is not None and len(touched.slots):
+                assert self.releases.next is not None
+                filled = group.next.live(touched, self.releases.next, self.releases)
+                self._fill(group, group.next, *filled)
             slots, vectors, deletions, anew = group.live(touched, self.releases)
             self._stats.encoded += anew
-            self._stats.stepped += int(touched.lengths[~touched.anew].sum())
+            stepped = ~group.state.anew(touched)
+            self._stats.stepped += int(touched.lengths[stepped].sum())
             self._post(group, slots, vectors, deletions, parts)
         if group.phase != "replaying" and group.edges is not None:
             self.offers.edges(group, edges)
@@ -261,12 +268,37 @@ class Shard:
         if not self._sink_up or not (len(slots) or deletions):
             return
         try:
+            if deletions:
+                for generation in self._others():
+                    group.post(self.sink, generation, _no_vectors(self.releases), deletions)()
             answer = group.post(self.sink, current.manifest.generation, vectors, deletions)
         except SinkDown as error:
             self._sink_failed(error)
             return
         group.paid(slots, deletions, current.number)
         self._posted = Posted(group, slots, deletions, parts, answer)
+
+    def _fill(
+        self, group: Group, generation: Generation, slots: I64, vectors: Vectors, anew: int
+    ) -> None:
+        """Writes vectors of the generation that is being filled; what Redis does not take stays owed."""
+        self._settle()
+        release = self.releases.next
+        assert release is not None
+        self._stats.encoded += anew
+        if not self._sink_up or not len(slots):
+            return
+        try:
+            group.post(self.sink, release.manifest.generation, vectors, [])()
+        except SinkDown as error:
+            self._sink_failed(error)
+            return
+        generation.paid(slots, release.number)
+
+    def _others(self) -> list[int]:
+        """Generations that readers may still look into, or soon will: a deletion is theirs too."""
+        following = self.releases.next
+        return [*self.releases.kept, *([following.manifest.generation] if following else [])]
 
     def _settle(self) -> None:
         """Waits for the write under way. One that failed is owed again, before any snapshot says otherwise."""
@@ -336,10 +368,17 @@ class Shard:
         began = self._clock()
         assert self.releases.current is not None
         for group in self.groups.values():
-            group.owe_release(self.releases.current.number, self.releases.swap)
+            group.owe_release(self.releases.current, self.releases.swap)
             group.advance(released=True)
         self._observe(self._stats.swap_pause, self._clock() - began)
         log.info("release_adopted", release=self.releases.current.number)
+
+    def _follow(self) -> None:
+        """Begins to fill the generation that is to be, or gives it up."""
+        wanted = self.releases.next
+        for group in self.groups.values():
+            if group.next_release != (wanted.number if wanted else 0):
+                group.fill(wanted)
 
     def _spread_news(self, idle: bool) -> None:
         """Looks for those whose vectors follow from what was said of other nodes."""
@@ -359,18 +398,26 @@ class Shard:
             or self.releases.current is None
         ):
             return
+        current, following = self.releases.current, self.releases.next
         for group in self.groups.values():
             if group.phase != "serving":
                 continue
             deletions = group.deletions()
             began = self._clock()
-            found = group.owed(self._chunk, self.releases)
-            if found is None and not deletions:
+            found = group.served.owed(self._chunk, current)
+            if found is not None or deletions:
+                slots, vectors = found or (np.zeros(0, np.int64), _no_vectors(self.releases))
+                self._post(group, slots, vectors, deletions, [])
+                self._settle()
+                self._stats.encoded += len(slots)
+            elif group.next is not None and following is not None:
+                found = group.next.owed(self._chunk, following)
+                if found is None:
+                    continue
+                slots = found[0]
+                self._fill(group, group.next, *found, len(slots))
+            else:
                 continue
-            slots, vectors = found or (np.zeros(0, np.int64), _no_vectors(self.releases))
-            self._post(group, slots, vectors, deletions, [])
-            self._settle()
-            self._stats.encoded += len(slots)
             spent = self._clock() - began
             if len(slots) == self._chunk:  # a few are no measure of what many would take
                 self._chunk = int(np.clip(self._chunk * 0.02 / max(spent, 1e-4), self._least, 1024))
@@ -394,7 +441,7 @@ class Shard:
         # not while slabs are ahead of the positions: a new one would not say of whom
         caught_up = [n for n, group in self.groups.items() if group.state.marks is None]
         due = min(caught_up, key=lambda number: self._due[number], default=None)
-        if due is not None and self._clock() >= self._due[due]:
+        if due is not None and self._clock() >= self._due[due] and not self.releases.waits:
             self._due[due] = self._clock() + self.config.snapshot_every_s
             self._settle()
             self.groups[due].begin_snapshot(self._flush, self.offers.forgets)

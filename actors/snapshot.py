@@ -195,11 +195,14 @@ class GroupSnapshot:
 def restore(folder: Folder, state: State) -> list[int]:
     """Fills an empty `state` from a group's snapshot; returns the positions to read again from.
 
-    The settings may have changed: the recurrent state is kept if its width is the same, and of more
-    entities than there is room for the least recently touched are left out (as if evicted)."""
+    The settings may have changed: the recurrent state is kept if its width is the same, of a longer ring the
+    newest rows (of events), and of more entities than there is room for the least recently touched are left
+    out (as if evicted)."""
     meta = folder.meta
+    whole = state.shape.graph or state.shape.side
     for key, now in (
-        ("window", state.window), ("numbers", state.shape.numbers), ("categories", state.shape.categories),
+        ("window", state.window if whole else meta["window"]),
+        ("numbers", state.shape.numbers), ("categories", state.shape.categories),
         ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
         ("side", state.shape.side), ("keep", state.shape.keep),
     ):  # fmt: skip
@@ -216,9 +219,9 @@ def restore(folder: Folder, state: State) -> list[int]:
     )
     for s, slab in enumerate(meta["slabs"]):
         marks.offsets[s] = slab["positions"] or [0]
-        _fill(
-            state, folder.tensors(slab["file"]), marks, s, same_state=meta["hidden"] == state.hidden
-        )
+        same = meta["hidden"] == state.hidden
+        tensors = folder.tensors(slab["file"])
+        _fill(state, tensors, marks, s, same_state=same, window=meta["window"])
     state.clock, state.life_us = meta["clock"], max(meta["life_us"], state.life_us)
     left_out = state.counts.evicted
     for name, value in meta["counts"].items():
@@ -235,8 +238,15 @@ def restore(folder: Folder, state: State) -> list[int]:
 
 
 def _fill(
-    state: State, t: dict[str, np.ndarray], marks: Marks, slab: int, same_state: bool
+    state: State,
+    t: dict[str, np.ndarray],
+    marks: Marks,
+    slab: int,
+    *,
+    same_state: bool,
+    window: int,
 ) -> None:
+    """window: rows of the rings that these were in."""
     blob, ends = t["name_bytes"].tobytes(), t["name_ends"].tolist()
     names = [blob[a:b].decode() for a, b in itertools.pairwise([0, *ends])]
     keep = _room_for(state, names, t["touched"], marks)
@@ -253,10 +263,16 @@ def _fill(
             getattr(state, column)[slots] = t[column][keep]
     if not same_state:
         state.tag[slots] = 0
-    rows: I64 = np.minimum(t["placed"], state.window)
+    rows: I64 = np.minimum(t["placed"], window)
     each = np.repeat(np.arange(len(names)), rows)
     at = np.arange(len(each)) - np.repeat(np.cumsum(rows) - rows, rows)
     kept = keep[each]
+    if window != state.window:  # laid anew, the oldest first
+        age = (t["placed"][each] - 1 - at) % window
+        placed = np.minimum(rows, state.window)
+        kept &= age < state.window
+        at = placed[each] - 1 - age
+        state.placed[slots] = placed[keep]
     to = slots[(np.cumsum(keep) - 1)[each[kept]]], at[kept]
     for column in _row_columns(state):
         if column != "vector" or same_state:

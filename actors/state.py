@@ -7,6 +7,7 @@ consecutive slots, the unit of snapshots (`actors/snapshot.py`).
 Shapes: E slots, L rows of a ring, M entities touched by a micro-batch, K running totals, H recurrent state.
 """
 
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 
@@ -42,7 +43,7 @@ class Touched:
     starts: I64  # [M] the entity's rows are rows[starts[m] : starts[m] + lengths[m]]
     lengths: I64  # [M]
     rows: Rows
-    anew: Bool  # [M] stepping from the state before does not give the anchor rule's vector
+    late: Bool  # [M] not all of them are newer than what was there: their vector is encoded anew
     totals: F64  # [M, K] before these rows
     last_us: I64  # [M] time of the newest row before these
     deleted: list[str]
@@ -102,9 +103,14 @@ class State:
     counts: Counts = field(default_factory=Counts)
     marks: Marks | None = None
     nodes: NodeTable | None = None  # of a graph whose nodes have features: those of all groups
+    anchor: int = (
+        0  # L of the anchor rule, at most `window`, which it is where nothing else is said
+    )
+    twin: "State | None" = None  # for another generation's releases: see `beside`
 
     def __post_init__(self) -> None:
         e, w, s = self.slots, self.window, self.shape
+        self.anchor = self.anchor or w
         columns = (
             np.zeros((e, w), np.int64),
             np.zeros((e, w), np.int64),
@@ -115,14 +121,58 @@ class State:
         self.rows = Rows(*columns)
         if s.side:
             pixels, uri = (np.zeros((e, w, n), np.uint8) for n in (s.kept_pixels, s.kept_uri))
-            vectors = np.zeros((e, w, self.hidden), np.float32)
+            vectors = np.zeros((e, w, 0), np.float32)
             self.rows = ImageRows(*columns, pixels, uri, vectors, np.zeros((e, w), np.int64))
         self.totals = np.zeros((e, s.totals), np.float64)
-        self.recurrent = np.zeros((e, 0 if s.side else self.hidden), np.float32)
-        self.owed, self.graves = np.zeros(e, np.bool_), np.zeros(e, np.bool_)
+        self.graves = np.zeros(e, np.bool_)
         self.dead = np.zeros((e if s.graph else 0, w), np.bool_)
-        for name in ("placed", "count", "first_us", "last_us", "since_us", "touched", "tag"):
+        for name in ("placed", "count", "first_us", "last_us", "since_us", "touched"):
             setattr(self, name, np.zeros(e, np.int64))
+        self.begin(self.hidden, self.anchor)
+
+    # -- what releases leave ----------------------------------------------------------------------
+
+    def begin(self, hidden: int, anchor: int) -> None:
+        """For releases with this width H and L: no entity has a vector of theirs."""
+        e, w = self.slots, self.window
+        self.hidden, self.anchor = hidden, min(anchor, w)
+        self.tag, self.owed = np.zeros(e, np.int64), np.zeros(e, np.bool_)
+        self.recurrent = np.zeros((e, 0 if self.shape.side else hidden), np.float32)
+        if isinstance(self.rows, ImageRows):
+            vectors, release = np.zeros((e, w, hidden), np.float32), np.zeros((e, w), np.int64)
+            self.rows = replace(self.rows, vector=vectors, release=release)
+
+    def beside(self, hidden: int, anchor: int) -> "State":
+        """The same entities and rows for the releases of another generation; all are owed their vector."""
+        self.twin = None
+        twin = copy(self)
+        twin.begin(hidden, anchor)
+        twin.owed[:] = self.count > 0
+        self.twin = twin
+        return twin
+
+    def become(self, twin: "State") -> None:
+        """Its generation is the one that is served."""
+        self.hidden, self.anchor, self.rows = twin.hidden, twin.anchor, twin.rows
+        self.tag, self.owed, self.recurrent = twin.tag, twin.owed, twin.recurrent
+        self.twin = None
+
+    def owe(self, slots: I64) -> None:
+        """Redis does not hold the vectors that it should, of any generation."""
+        self.owed[slots] = True
+        if self.twin is not None:
+            self.twin.owed[slots] = True
+
+    def unsettle(self, slots: I64) -> None:
+        """Their recurrent states no longer hold."""
+        self.tag[slots] = 0
+        if self.twin is not None:
+            self.twin.tag[slots] = 0
+
+    def anew(self, touched: Touched) -> Bool:
+        """[M] whose vector stepping from the state before does not give."""
+        n, half = self.count[touched.slots], self.anchor // 2
+        return np.asarray(touched.late | (n // half > (n - touched.lengths) // half))
 
     # -- records in -------------------------------------------------------------------------------
 
@@ -180,7 +230,7 @@ class State:
             slots=np.concatenate([touched.slots, more]),
             starts=np.concatenate([touched.starts, none]),
             lengths=np.concatenate([touched.lengths, none]),
-            anew=np.ones(len(touched.slots) + len(more), np.bool_),
+            late=np.ones(len(touched.slots) + len(more), np.bool_),
             totals=np.concatenate([touched.totals, self.totals[more]]),
             last_us=np.concatenate([touched.last_us, self.last_us[more]]),
         )
@@ -189,7 +239,6 @@ class State:
         self, slots: I64, starts: I64, lengths: I64, rows: Rows, deleted: list[str], accepted: int
     ) -> Touched:
         before, totals = self.last_us[slots], self.totals[slots]
-        count = self.count[slots]
         known = self.placed[slots] > 0
         newest = self.rows.position[slots, (self.placed[slots] - 1) % self.window]
         first_us, first_at = rows.time_us[starts], rows.position[starts]
@@ -225,15 +274,9 @@ class State:
         ends = rows.time_us[starts + lengths - 1]
         self.last_us[slots] = np.where(known, np.maximum(before, ends), ends)
         self.first_us[slots] = earliest
-        if self.shape.graph or self.shape.side:
-            return Touched(
-                slots, starts, lengths, rows, np.ones_like(late), totals, before, deleted, accepted
-            )
-        half = self.window // 2
-        crossed = (count + lengths) // half > count // half
-        return Touched(
-            slots, starts, lengths, rows, late | crossed, totals, before, deleted, accepted
-        )
+        always = self.shape.graph or self.shape.side > 0
+        late = np.ones_like(late) if always else late
+        return Touched(slots, starts, lengths, rows, late, totals, before, deleted, accepted)
 
     def _slow(self, slots: I64, lengths: I64, rows: Rows, late: Bool) -> Bool:
         """Whose ring changes before its end: rows come late, or edges are removed, or the newest row is
@@ -254,11 +297,17 @@ class State:
         to = slots[each[at]], (self.placed[slots[each[at]]] + rank[at]) % self.window
         for f in fields(self.rows):
             getattr(self.rows, f.name)[to] = getattr(rows, f.name)[at]
+        self.not_in_twin(to)
         self.placed[slots[in_order]] += lengths[in_order]
         if self.graves[slots].any():
             self.dead[to] = False
             some = slots[in_order & self.graves[slots]]
             self.graves[some] = self.dead[some].any(1)
+
+    def not_in_twin(self, to: tuple[I64, I64] | int) -> None:
+        """What a ring has there is another image than the one whose vector the twin has."""
+        if self.twin is not None and isinstance(self.twin.rows, ImageRows):
+            self.twin.rows.release[to] = 0
 
     # -- entities come and go ---------------------------------------------------------------------
 
@@ -312,6 +361,8 @@ class State:
         self.life_us = max(self.life_us, int(self.since_us[slot]))
         self.totals[slot] = 0.0
         self.owed[slot] = False
+        if self.twin is not None:
+            self.twin.owed[slot], self.twin.tag[slot] = False, 0
         if self.graves[slot]:
             self.dead[slot] = self.graves[slot] = False
         for column in (
@@ -369,8 +420,8 @@ class State:
         """w of the anchor rule for each slot; of a graph all live rows, of images all. [M]"""
         if self.shape.graph or self.shape.side:
             return self.held(slots)
-        n, half = self.count[slots], self.window // 2
-        return np.minimum(np.where(n < half, n, half + n % half), self.placed[slots])
+        n, half = self.count[slots], self.anchor // 2
+        return np.minimum(np.where(n < half, n, half + n % half), self.held(slots))
 
     def padded(self, slots: I64, lengths: I64) -> tuple[Rows, F64]:
         """The newest `lengths` rows of each slot, as columns [M, T, ...] padded behind, and the totals before.

@@ -121,6 +121,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     overlap_previous: Overlap | None = None
     overlap_first: Overlap | None = None
 
+    @property
+    def kept(self) -> int:
+        """Width of what a shard keeps beside an entity's rows, or of images beside each."""
+        return self.dim if self.side else self.state
+
 
 def anchored_window(n: int, window: int) -> int:
     """How many of the newest rows the vector after an entity's n-th record encodes.

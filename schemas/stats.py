@@ -38,6 +38,10 @@ class GroupStats:
     release: int = 0  # the newest one that vectors are encoded with
     oldest_release: int = 0  # the oldest one some entity's state still carries; 0: none
     to_encode: int = 0  # entities that a release has still to re-encode
+    to_fill: int = 0  # ... that lack a vector of the generation that is being filled
+    filled: int = (
+        0  # the release of another generation of which all resident entities have a vector
+    )
     snapshot_age_s: float = -1.0  # of the newest one of this process; without one since it started
     snapshots: int = 0
     snapshot_failures: int = 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import actors.group
 import actors.snapshot
+from actors.encode import Release
 from actors.folders import Folder
 from actors.group import Group
 from actors.ports import Batch
@@ -139,7 +140,7 @@ def swaps_not_counted() -> AbstractContextManager[None]:
     """Tags are trusted, however often the release was swapped in between (decision 0006)."""
     right = Group.owe_release
 
-    def owe_release(self: Group, current: int, swap: int) -> None:
+    def owe_release(self: Group, current: Release, swap: int) -> None:
         self.swap = swap
         right(self, current, swap)
 

@@ -40,6 +40,8 @@ class SmallManifest:
     session_gap_us: int = GAP_US
     node_numbers: tuple[str, ...] = ()
     node_categories: tuple[str, ...] = ()
+    window: int = 64  # at most the ring
+    kept: int = HIDDEN
 
 
 @dataclass(frozen=True)

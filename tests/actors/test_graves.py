@@ -110,7 +110,7 @@ def fed(edges: list[Edge], cuts: list[int], shape: Shape, window: int) -> State:
     state = State(shape, window, 3, 16)
     for part in batches(edges, cuts):
         touched = state.apply(decoded(part, shape))
-        assert touched.anew.all()
+        assert touched.late.all()
     return state
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import actors.group
+import actors.generation
 from actors.decode import DecodeConfig, make_decoder
 from actors.group import Group
 from actors.partitioner import partition_of
@@ -49,15 +49,15 @@ def test_who_is_owed_gets_its_turn_though_others_are_owed_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Something new of a node of very many neighbours owes all of them a vector, every second."""
-    monkeypatch.setattr(actors.group, "QUEUE", 8)
+    monkeypatch.setattr(actors.generation, "QUEUE", 8)
     state = State(STREAM.shape, 8, 8, 64)
     group = Group(0, 1, ("t",), state, [0], tmp_path)
     state.touched[:40] = np.arange(40)
     owed, seen = np.arange(40), set[int]()
     for _ in range(12):
-        queue = group.next_owed(owed).tolist()
+        queue = group.served.next_owed(owed).tolist()
         assert len(queue) <= 8 and queue[0] == 39, "the most recently touched first"
         seen |= set(queue)
     assert seen == set(range(40))
-    monkeypatch.setattr(actors.group, "QUEUE", 64)
-    assert group.next_owed(owed).tolist() == owed[::-1].tolist()
+    monkeypatch.setattr(actors.generation, "QUEUE", 64)
+    assert group.served.next_owed(owed).tolist() == owed[::-1].tolist()

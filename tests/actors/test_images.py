@@ -214,11 +214,11 @@ def test_no_more_are_fetched_at_once_than_are_encoded_in_a_turn(tmp_path: Path) 
     lab.shard.images.most = 16
     lab.shard._chunk = 40
     (group,) = lab.shard.groups.values()
-    assert group.refetch is not None
+    assert group.served.refetch is not None
     lab.shard.turn()
-    while group.refetch._batch is None:
+    while group.served.refetch._batch is None:
         lab.shard.turn()
-    assert len(group.refetch._batch.slots) == 8, "of two images each"
+    assert len(group.served.refetch._batch.slots) == 8, "of two images each"
     settle(lab.shard)
     assert all(lab.found(f"e{i}").release == 2 for i in range(40))
 

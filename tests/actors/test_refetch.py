@@ -75,8 +75,8 @@ def hang(lab: Lab, number: int) -> Group:
 
 
 def under_way(group: Group) -> bool:
-    assert group.refetch is not None
-    return group.refetch._batch is not None and not group.refetch._batch.answer.done()
+    assert group.served.refetch is not None
+    return group.served.refetch._batch is not None and not group.served.refetch._batch.answer.done()
 
 
 def test_who_needs_no_image_does_not_wait_for_those_who_do(tmp_path: Path, store: Gate) -> None:
@@ -135,9 +135,9 @@ def test_as_many_images_are_fetched_at_a_time_as_a_turn_encodes(
     assert lab.shard.images is not None
     lab.shard.images.most = 7
     group = hang(lab, 2)
-    assert group.refetch is not None
-    assert group.refetch._batch is not None
-    assert len(group.refetch._batch.slot) == 6, "those of two entities"
+    assert group.served.refetch is not None
+    assert group.served.refetch._batch is not None
+    assert len(group.served.refetch._batch.slot) == 6, "those of two entities"
     Gate.open_gate.set()
     settle(lab.shard)
     assert {lab.found(who).release for who in names} == {2}

@@ -11,7 +11,7 @@ from actors.capacity import StateConfig, capacity
 from actors.folders import Folder, newest
 from actors.snapshot import GroupSnapshot, restore
 from actors.state import Marks, State
-from schemas.errors import SettingsError, SnapshotError
+from schemas.errors import SettingsError
 from schemas.published import anchored_window
 from schemas.records import Decoded, Rows, contributions
 from schemas.stream import Shape
@@ -129,14 +129,14 @@ def test_the_anchor_rule_sets_how_much_is_encoded() -> None:
     for n in range(1, 5 * WINDOW):
         touched = state.apply(decoded([("a", n, n)]))
         assert state.anchored(touched.slots).tolist() == [anchored_window(n, WINDOW)]
-        assert touched.anew.tolist() == [n % (WINDOW // 2) == 0]
+        assert state.anew(touched).tolist() == [n % (WINDOW // 2) == 0]
 
 
 def test_a_late_record_is_encoded_anew() -> None:
     state = make()
     state.apply(decoded([("a", 10, 0), ("b", 10, 1)]))
     touched = state.apply(decoded([("a", 5, 2), ("b", 11, 3)]))
-    assert touched.anew.tolist() == [True, False]
+    assert state.anew(touched).tolist() == [True, False]
     assert state.counts.late == 1
 
 
@@ -248,15 +248,34 @@ def test_a_harmed_snapshot_is_noticed_and_the_one_before_is_used(tmp_path, harm:
     assert positions == [1] and again.count[again.index["a"]] == 1
 
 
-def test_a_changed_window_is_refused_with_what_to_do(tmp_path) -> None:  # type: ignore[no-untyped-def]
+@given(st.sampled_from((2, 4, 16, 64)), st.integers(1, 40), st.integers(0, 30))
+@settings(max_examples=20, deadline=None)
+def test_a_ring_of_another_length_has_the_newest_rows(
+    tmp_path_factory: pytest.TempPathFactory, window: int, before: int, after: int
+) -> None:
+    """A longer one fills with what comes."""
+    tmp_path = tmp_path_factory.mktemp("group")
+    records = [("a", i, i) for i in range(before + after)]
     state = make()
-    state.apply(decoded([("a", 1, 1)]))
-    snapshot = GroupSnapshot(tmp_path, "1-1", state, [1], {}, lambda: None)
+    state.apply(decoded(records[:before]))
+    snapshot = GroupSnapshot(tmp_path, "1-1", state, [before], {}, lambda: None)
     while not snapshot.done():
-        if not snapshot.turn([1]):
+        if not snapshot.turn([before]):
             snapshot.wait(0.01)
-    with pytest.raises(SnapshotError, match="window = 8, the settings say 16"):
-        restore(Folder.open(tmp_path / "1-1"), State(SHAPE, 16, 3, 16))
+    again = State(SHAPE, window, 3, 16)
+    restore(Folder.open(tmp_path / "1-1"), again)
+    if after:
+        again.apply(decoded(records[before:]))
+    slots = np.array([again.index["a"]])
+    held = min(before, WINDOW, window) + after
+    newest = list(range(before + after))[-min(held, window) :]
+    windows = again.windows(slots)
+    assert (windows.rows.position & 0xFFFFFF).tolist() == newest
+    whole = State(SHAPE, window, 3, 16)
+    whole.apply(decoded(records))
+    everything = again.totals[slots], whole.totals[[whole.index["a"]]]
+    np.testing.assert_allclose(*everything, atol=1e-9)
+    assert again.anchored(slots)[0] <= len(newest)
 
 
 def test_marks_hold_only_what_a_slab_saw() -> None:

@@ -68,7 +68,7 @@ def test_the_small_releases_steps_and_windows_agree() -> None:
             np.array([[at % 7 == 0]]),
         )
         touched = state.apply(Decoded(row, ["a"], np.zeros(1, np.bool_), np.zeros(1, np.int64)))
-        stepped, _, _ = embed(state, touched, releases)
+        stepped, _, _ = embed(state, touched, release, releases)  # type: ignore[arg-type]
         recurrent = state.recurrent.copy()
         anew = encode_anew(state, touched.slots, release)  # type: ignore[arg-type]
         np.testing.assert_allclose(stepped, anew, atol=1e-5)
