@@ -31,7 +31,9 @@ class Releases:
         self.next: Release | None = None
         self.swap = 0
         self.waits = False  # to be `bound` no more
-        self.kept: tuple[int, ...] = ()  # generations that are served no more, and still there
+        self.others: tuple[
+            int, ...
+        ] = ()  # generations beside the current: a deletion is theirs too
         self._loaded: dict[int, Release | None] = {}
         self._came: Release | None = None
         self._loading: Thread | None = None
@@ -47,7 +49,7 @@ class Releases:
             self._loaded[self._came.number] = self._came
             self._came = None
         now = served(self.folder)
-        self.kept = tuple(now.left_us)
+        self.others = now.others
         if now.swap != self.swap and (found := self._ready(now.release, now.swap)):
             self.waits = bound and self._opens(found)
             if not self.waits:

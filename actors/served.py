@@ -25,18 +25,22 @@ class Served:
     release: int = 0
     swap: int = 0  # how often `release` has changed
     next: int = 0  # a release of another generation, which is being filled beside; 0: none
-    left_us: dict[int, int] = field(
-        default_factory=dict
-    )  # generations still kept: since when unserved
+    generation: int = 0  # ... that one
+    left_us: dict[int, int] = field(default_factory=dict)
+    """Generations that are still kept: when readers left them."""
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """Generations that readers may still look into, or soon will."""
+        return (*self.left_us, *([self.generation] if self.next else []))
 
 
 def served(releases: Path) -> Served:
-    """The file's words: release, swap, next, then `<generation>:<left_us>` of each that is kept."""
+    """The file's words: release, swap, `<next>:<generation>`, then `<generation>:<left_us>` of each that is kept."""
     try:
         release, swap, *more = (releases / CURRENT).read_text().split()
-        pairs = [word.split(":") for word in more[1:]]
-        left = {int(generation): int(us) for generation, us in pairs}
-        return Served(int(release), int(swap), int(more[0]) if more else 0, left)
+        pairs = [(int(a), int(b)) for a, b in (word.split(":") for word in more)]
+        return Served(int(release), int(swap), *(pairs[0] if pairs else (0, 0)), dict(pairs[1:]))
     except (OSError, ValueError):
         return Served()
 
@@ -44,7 +48,7 @@ def served(releases: Path) -> Served:
 def set_served(releases: Path, new: Served) -> None:
     """Shards look here."""
     left = [f"{generation}:{us}" for generation, us in new.left_us.items()]
-    words = [str(new.release), str(new.swap), str(new.next), *left]
+    words = [str(new.release), str(new.swap), f"{new.next}:{new.generation}", *left]
     write_file(releases / CURRENT, " ".join(words).encode())
 
 

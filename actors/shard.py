@@ -269,7 +269,7 @@ class Shard:
             return
         try:
             if deletions:
-                for generation in self._others():
+                for generation in self.releases.others:
                     group.post(self.sink, generation, _no_vectors(self.releases), deletions)()
             answer = group.post(self.sink, current.manifest.generation, vectors, deletions)
         except SinkDown as error:
@@ -294,11 +294,6 @@ class Shard:
             self._sink_failed(error)
             return
         generation.paid(slots, release.number)
-
-    def _others(self) -> list[int]:
-        """Generations that readers may still look into, or soon will: a deletion is theirs too."""
-        following = self.releases.next
-        return [*self.releases.kept, *([following.manifest.generation] if following else [])]
 
     def _settle(self) -> None:
         """Waits for the write under way. One that failed is owed again, before any snapshot says otherwise."""

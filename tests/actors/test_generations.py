@@ -1,0 +1,228 @@
+"""Another generation is filled beside the one that is served, and taken up when every entity is in it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from actors.served import served, set_served
+from actors.shard import Shard
+from learning.config import GruConfig
+from tests.actors.test_shard import stream
+from tests.fake_sink import MemoryServer
+from tests.fakes import MemorySource
+from tests.services import (
+    ENCODER,
+    adopt,
+    assert_same,
+    deletion,
+    from_scratch,
+    make_release,
+    make_shard,
+    published,
+    record,
+    settle,
+)
+
+WIDE = GruConfig(dim=12, hidden=6, window=16, category_dim=4, bucket_bits=6)
+OLD, NEW, NEWER = 1, 2, 3
+PHASES = (Phase.explicit, Phase.generate)  # to make a failure small takes minutes
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of the generation 1, two of the generation 2, wider and with a longer window."""
+    folder = tmp_path_factory.mktemp("releases")
+    for number in (NEWER, NEW):
+        make_release(folder, number, WIDE, generation=2)
+    make_release(folder, OLD)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, releases: Path) -> Path:
+    return serving(tmp_path, releases)
+
+
+def serving(folder: Path, releases: Path) -> Path:
+    (folder / "releases").mkdir()
+    for number in (OLD, NEW, NEWER):
+        (folder / "releases" / str(number)).symlink_to(releases / str(number))
+    name(folder, release=OLD, swap=1)
+    return folder
+
+
+def name(folder: Path, **changes: object) -> None:
+    now = served(folder / "releases")
+    set_served(folder / "releases", replace(now, **changes))  # type: ignore[arg-type]
+
+
+def opened(folder: Path, source: MemorySource, server: MemoryServer, restarts: int = 0) -> Shard:
+    """As `open_shard` does: with rings for both, and of what is served the rest."""
+    now = WIDE if served(folder / "releases").release != OLD else ENCODER
+    sizes = WIDE.window, now.kept, 256, 0, now.window
+    return make_shard(folder, source, server, restarts, sizes=sizes)  # type: ignore[arg-type]
+
+
+def fill(folder: Path, shard: Shard, release: int = NEW) -> None:
+    name(folder, next=release, generation=2)
+    shard.turn()
+    while shard.releases.next is None:
+        assert shard.releases._loading is not None
+        shard.releases._loading.join()
+        shard.turn()
+
+
+def filled(shard: Shard, turns: int = 200) -> int:
+    """The release of which every entity has a vector, as the groups say."""
+    for _ in range(turns):
+        shard.turn()
+        shard._report(force=True)
+        found = {g.filled for g in shard.stats().groups}
+        if found != {0}:
+            assert len(found) == 1
+            return found.pop()
+    raise AssertionError("it is never filled")
+
+
+def switch(folder: Path, shard: Shard, release: int = NEW) -> None:
+    """As the publisher does, once Redis names it."""
+    now = served(folder / "releases")
+    name(folder, release=release, swap=now.swap + 1, next=0, left_us={1: 5})
+    for _ in range(50):
+        shard.turn()
+        if shard.releases.waits:  # for a snapshot under way
+            shard.finish_snapshots()
+        if shard.releases.current is not None and shard.releases.current.number == release:
+            return
+    raise AssertionError("it is never taken up")
+
+
+def test_a_generation_is_filled_while_the_other_is_served(folder: Path) -> None:
+    records = stream(60, 6, 0)
+    source, server = MemorySource(records), MemoryServer()
+    shard = opened(folder, source, server)
+    adopt(shard)
+    settle(shard)
+    assert not published(server, 2)
+    fill(folder, shard)
+    assert filled(shard) == NEW
+    assert_same(published(server), from_scratch(records, folder / "releases" / "1"))
+    assert_same(
+        published(server, 2), from_scratch(records, folder / "releases" / "2", encoder=WIDE)
+    )
+    more = stream(30, 8, 1)
+    source.put(*more)  # fresh in both, whoever reads which
+    settle(shard)
+    assert filled(shard) == NEW, "newcomers are in it at once"
+    records += more
+    assert_same(published(server), from_scratch(records, folder / "releases" / "1"))
+    assert_same(
+        published(server, 2), from_scratch(records, folder / "releases" / "2", encoder=WIDE)
+    )
+    switch(folder, shard)
+    last = stream(20, 8, 2)
+    source.put(*last)
+    before = published(server)
+    settle(shard)
+    assert_same(published(server), before), "the old one is kept as it was"
+    assert_same(
+        published(server, 2),
+        from_scratch(records + last, folder / "releases" / "2", encoder=WIDE),
+    )
+    name(folder, release=NEWER, swap=3)
+    adopt(shard)
+    settle(shard)
+    assert_same(
+        published(server, 2),
+        from_scratch(records + last, folder / "releases" / "3", encoder=WIDE),
+    )
+
+
+def test_a_deleted_entity_is_gone_from_all_that_readers_may_look_into(folder: Path) -> None:
+    source = MemorySource([record("a", 1), record("b", 2), record("c", 3)])
+    server = MemoryServer()
+    shard = opened(folder, source, server)
+    adopt(shard)
+    settle(shard)
+    fill(folder, shard)
+    filled(shard)
+    source.put(deletion("a"))
+    settle(shard)
+    assert set(published(server)) == set(published(server, 2)) == {"b", "c"}
+    switch(folder, shard)
+    source.put(deletion("b"))
+    settle(shard)
+    assert set(published(server)) == set(published(server, 2)) == {"c"}, (
+        "readers may not have looked at `current` yet"
+    )
+
+
+def test_what_is_given_up_costs_nothing_more(folder: Path) -> None:
+    records = stream(30, 5, 0)
+    source, server = MemorySource(records), MemoryServer()
+    shard = opened(folder, source, server)
+    adopt(shard)
+    settle(shard)
+    fill(folder, shard)
+    name(folder, next=0)
+    shard.turn()
+    assert shard.groups[0].next is None and shard.groups[0].state.twin is None
+    there = len(published(server, 2))
+    source.put(record("new", 9_000_000))
+    settle(shard)
+    assert len(published(server, 2)) == there
+    fill(folder, shard, NEWER)
+    assert filled(shard) == NEWER, "and may be begun again, by another release"
+
+
+@given(
+    st.integers(0, 10_000),
+    st.lists(st.sampled_from("......rfxd"), min_size=40, max_size=40),
+)
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=PHASES,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_readers_find_every_entity_as_fresh_in_the_new_one(
+    tmp_path_factory: pytest.TempPathFactory, releases: Path, seed: int, acts: list[str]
+) -> None:
+    """Whatever restarts (r), outages (x) and deletions (d) there are while it is filled (f)."""
+    folder = serving(tmp_path_factory.mktemp("service"), releases)
+    rng, records = np.random.default_rng(seed), stream(20, 6, seed)
+    source, server = MemorySource(list(records)), MemoryServer()
+    shard, restarts = opened(folder, source, server), 0
+    adopt(shard)
+    settle(shard)
+    for at, act in enumerate(acts):
+        new = stream(int(rng.integers(0, 6)), 6, seed + at)
+        new += [deletion(f"e{rng.integers(6)}")] if act == "d" else []
+        source.put(*new)
+        records += new
+        if act == "f" and not served(folder / "releases").next:
+            fill(folder, shard)
+        if act == "r":
+            restarts += 1
+            shard = opened(folder, source, server, restarts)
+        server.down = act == "x"
+        shard.turn(int(rng.integers(1, 20)))
+        server.down = False
+    if shard.releases.current is None:
+        adopt(shard)
+    settle(shard)
+    fill(folder, shard)
+    assert filled(shard) == NEW
+    settle(shard)
+    switch(folder, shard)
+    settle(shard)
+    wide = published(server, 2)
+    assert set(wide) == set(published(server))
+    state = shard.groups[0].state
+    assert {n: c for n, (c, _) in wide.items()} == {
+        n: int(state.count[slot]) for n, slot in state.index.items()
+    }
