@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,14 +22,15 @@ import structlog
 import torch
 
 from actors import requests
+from actors.candidate import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
-from actors.publish import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
+from learning.learner_state import changed_encoder
 from learning.memory_learner import MemoryLearner
 from learning.watch import EmbeddingWatch
 from schemas.errors import SnapshotError
@@ -302,6 +304,7 @@ class Learn:
         flat |= {DRIFT + name: value for name, value in self._drift.state_dict().items()}
         meta = {
             "updates": self._learner.updates,
+            "encoder": msgspec.to_builtins(self._learner.encoder_config),
             "marks": {str(group): mark for group, mark in self._marks.items()},
         }
         try:
@@ -348,7 +351,14 @@ class Learn:
         tensors = safetensors.torch.load(folder.read(STATE_FILE))
         of_drift = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
         self._drift.load_state_dict({k[len(DRIFT) :]: v.numpy() for k, v in of_drift.items()})
-        self._learner.load_state_dict(dict(tensors), json.loads(folder.read(JSON_FILE)))
+        saved = json.loads(folder.read(JSON_FILE))
+        if changed_encoder(self._learner, saved):
+            log.warning(
+                "learner_begins_anew", next="from what it remembers, for another generation"
+            )
+            self._learner.inherit(dict(tensors), saved)
+        else:
+            self._learner.load_state_dict(dict(tensors), saved)
         if REFERENCE_FILE in folder.files:
             self._watch.restore(Windows.of_arrays(folder.tensors(REFERENCE_FILE)))
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
+from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig, capacity
 from actors.decode import DecodeConfig, Decoder, make_decoder
 from actors.embed import Releases
@@ -23,7 +24,7 @@ from actors.images import Images
 from actors.lease import refuse_replaced
 from actors.mirror_kafka import KafkaMirror
 from actors.ports import LearnerPort
-from actors.publish import Publish, ReleaseConfig
+from actors.publish import Publish
 from actors.quarantine import Quarantine
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
@@ -297,9 +298,10 @@ class PublishProcess(Worker):
         )
         super().__init__(spec, epoch, nice=10)
 
-    def oldest_release(self, release: int) -> None:
-        """The oldest release that some live group's state still carries (0: none)."""
-        self._publish.oldest_release = release
+    def groups(self, oldest: int, filled: int) -> None:
+        """The oldest release that some live group's state still carries (0: none), and the one of another
+        generation that all of them have filled."""
+        self._publish.oldest_release, self._publish.filled = oldest, filled
 
     def body(self, stopping: Callable[[], bool]) -> None:
         self._publish.run(stopping)

@@ -1,74 +1,51 @@
-"""Releases: from a durable learner snapshot to ONNX graphs that readers and shards may trust.
+"""Releases: from a durable learner snapshot to what readers and shards may trust.
 
-export > rotation onto the served release > ONNX checker > parity > files > `encoder:<release>` > `current`.
-A release that a check refuses keeps its files in `refused/` and changes nothing for anybody."""
+candidate > files > `encoder:<release>` > `current`. A release that a check refuses keeps its files in `refused/` and
+changes nothing for anybody. One that begins another generation is filled beside the served one first:
+`releases/current` names it as `next`, shards write its vectors too, and once every entity has one, readers are
+told."""
 
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import structlog
-from msgspec import Meta
 
-from actors import gates, requests
-from actors.encode import session
-from actors.folders import Folder, folders, write_folder
-from actors.gates import GatesConfig
-from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
+from actors import requests
+from actors.candidate import REFUSED, Order, Refused, ReleaseConfig, Workshop
+from actors.folders import Folder, folders, write_file
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
-from actors.served import current_release, read_release, set_current
+from actors.served import (
+    Served,
+    current_release,
+    read_release,
+    served,
+    set_current,
+    set_served,
+)
 from actors.sink import Current, Kind, Value
 from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig
-from schemas.errors import ReleaseError, SinkDown
-from schemas.published import Gate, Manifest, Overlap
-from schemas.records import Windows
+from schemas.errors import ReleaseError, SinkDown, SnapshotError
+from schemas.published import Manifest
 from schemas.stats import PublisherStats
 from schemas.stream import StreamConfig
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 log = structlog.get_logger()
 KEEP = 10
-ENCODER_FILE, RESIDENT_FILE, HELD_OUT_FILE = (
-    "encoder.safetensors",
-    "resident.safetensors",
-    "held_out.safetensors",
-)
-
-
-class ReleaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[release]`: when the learner's snapshot becomes a release, and what it must pass."""
-
-    every_s: Annotated[float, Meta(gt=0)] = 300.0
-    first_s: Annotated[float, Meta(gt=0)] = 30.0
-    """The first release comes so soon after the first update: nothing is served before it."""
-    every_updates: Annotated[int, Meta(ge=1)] = 20
-    """At least so many updates lie between two releases."""
-    parity: Annotated[float, Meta(gt=0)] = 1e-5
-    """Largest difference allowed between ONNX Runtime and PyTorch."""
-    gates: GatesConfig = GatesConfig()
-    keep_redis: Annotated[int, Meta(ge=2)] = 10
-
-
-class Refused(ReleaseError):
-    """Gates refuse a release."""
-
-    def __init__(self, reason: str, gates: tuple[str, ...]) -> None:
-        super().__init__(reason)
-        self.gates = gates
+SWITCHING = "switching"  # file: readers are being told of this release of another generation
+STEPS = 10  # of removing an old generation, in one turn
 
 
 class Publish:
     """`oldest_release`: the oldest one that some live group's state carries; 0 where none does, below zero
-    until the groups have said so: releases wait for that."""
+    until the groups have said so: releases wait for that. `filled`: the release of another generation of which all
+    entities of all groups have a vector; 0: none."""
 
     def __init__(
         self,
@@ -80,10 +57,12 @@ class Publish:
         epoch: int,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.oldest_release = -1
-        self._name, self._root, self._releases = root.name, root, root / "releases"
-        self._refused = self._releases / "refused"
-        self._stream, self._encoder, self._config = stream, encoder, config
+        self.oldest_release, self.filled = -1, 0
+        self._root, self._releases = root, root / "releases"
+        self._refused = self._releases / REFUSED
+        self._config = config
+        self._workshop = Workshop(root, stream, encoder, config)
+        self._widest = encoder.window
         self._sink, self._epoch, self._wall = sink, epoch, wall
         self._stats = PublisherStats()
         self._announced = 0  # the release that Redis is known to name
@@ -91,6 +70,7 @@ class Publish:
         self._tried = ""  # the newest learner snapshot that was looked at
         self._told: Current | None = None  # what Redis names
         self._manifests: dict[int, Manifest] = {}
+        self._cursor, self._drop_at_us = 0, 0.0  # of the removal under way
 
     def run(self, stopping: Callable[[], bool]) -> None:
         while not stopping():
@@ -103,17 +83,24 @@ class Publish:
         asked = requests.take(self._releases)
         if asked is not None and asked.rollback:
             self._roll_back(asked.rollback)
+        now = served(self._releases)
+        if now.next:
+            self._switch_turn(now)
         current = current_release(self._releases)
         self._tell(current)
+        self._drop_turn()
         self._stats.held = requests.held(self._releases)
+        filling = served(self._releases).next
         if asked is not None and not asked.rollback:
             self._tried = ""  # also one that was refused
-            self._release_newest(current, force=asked.force)
-        elif not self._stats.held and self.oldest_release in (0, current):
+            if not filling:
+                self._release_newest(current, force=asked.force)
+        elif not (self._stats.held or filling) and self.oldest_release in (0, current):
             self._release_newest(current)
         self._stats.requests += asked is not None
         if current:
             self._describe(self._manifest(current))
+        self._stats.next_release = served(self._releases).next
         self._stats.memory_bytes, self._stats.cpu_s = resident_bytes(), cpu_s()
 
     def _tell(self, current: int) -> None:
@@ -151,34 +138,61 @@ class Publish:
     def _roll_back(self, release: int) -> None:
         """Serves an older release again. None follows by itself until somebody asks for one."""
         try:
-            read_release(self._releases / str(release))
+            manifest, _ = read_release(self._releases / str(release))
+            self._refuse_wider(manifest)
         except ReleaseError as error:
             log.error("rollback_refused", release=release, reason=str(error))
             return
         refuse_replaced(self._root, self._epoch >> 20, "this publisher")
+        now = served(self._releases)
         try:
             requests.hold(self._releases, f"rolled back to {release}")
-            with suppress(SinkDown):
-                self._put(release, needed=True)
-            set_current(self._releases, release)
+            if now.next:
+                now = self._give_up(now)
+            if manifest.generation == self._manifest(now.release).generation:
+                with suppress(SinkDown):
+                    self._put(release, needed=True)
+                set_current(self._releases, release)
+            else:
+                self._open(manifest)
         except OSError as error:  # the disk is full
             requests.resume(self._releases)
             log.error("rollback_refused", release=release, reason=str(error))
             return
         log.warning("rolled_back", release=release, next="no release until `afresh release`")
 
+    def _refuse_wider(self, manifest: Manifest) -> None:
+        """Rings are as long as settings and served release say: a longer window is not there."""
+        widest = max(self._widest, self._manifest(current_release(self._releases)).window)
+        if manifest.window > widest:
+            raise ReleaseError(
+                f"release {manifest.release} has window {manifest.window}, and entities' rings hold {widest} rows: "
+                f"set encoder.window = {manifest.window} and start the daemon anew."
+            )
+
     def _release_newest(self, current: int, force: bool = False) -> None:
         found = folders(self._root / "learner")
         if not found or found[0].name == self._tried:
             return
         self._tried = found[0].name
-        if current and self._manifest(current).snapshot == found[0].name:
+        before = self._manifest(current) if current else None
+        if before is not None and before.snapshot == found[0].name:
             return
         told = self._told.release if self._told else 0  # where the disk has lost its releases
-        number = 1 + max([current, told, *_numbers(self._releases), *_numbers(self._refused)])
+        numbers = _numbers(self._releases)
+        number = 1 + max([current, told, *numbers, *_numbers(self._refused)])
+        newest = max(
+            [self._told.generation if self._told else 0, *map(self._generation_of, numbers)]
+        )
+        first = [n for n in numbers if before and self._generation_of(n) == before.generation]
         began = time.monotonic()
         try:
-            manifest = self._build(Folder.open(found[0]), number, current, force)
+            snapshot = Folder.open(found[0])
+            if not self._workshop.ours(snapshot):
+                return  # of the settings before: the learner has only just begun anew
+            created_us = int(self._wall() * 1e6)
+            order = Order(number, newest, min(first, default=0), created_us, force)
+            manifest = self._workshop.build(snapshot, order, before)
         except Exception as error:  # whatever the exporter raises, the release before goes on
             checks = error.gates if isinstance(error, Refused) else ("export",)
             for check in checks:
@@ -192,9 +206,16 @@ class Publish:
             for old in _numbers(self._refused)[KEEP:]:
                 shutil.rmtree(self._refused / str(old), ignore_errors=True)
             return
+        finally:
+            measured = self._workshop.measured
+            self._stats.gate_values = {g.name: g.value for g in measured}
+            self._stats.gate_thresholds = {g.name: g.threshold for g in measured}
         self._stats.export_s = time.monotonic() - began
         requests.resume(self._releases)
-        self._switch(number)
+        if before is not None and manifest.generation != before.generation:
+            self._open(manifest)
+        else:
+            self._switch(number)
         self._stats.releases += 1
         log.info("released", release=number, updates=manifest.updates, seconds=self._stats.export_s)
 
@@ -206,109 +227,76 @@ class Publish:
         set_current(self._releases, number)
         self._tell(number)
 
-    def _build(self, snapshot: Folder, number: int, current: int, force: bool) -> Manifest:
-        """Writes the release's folder. Raises ReleaseError where a check refuses it."""
-        import safetensors.torch  # not above: shards and commands import this file, and need no torch
-        import torch
+    # -- generations ------------------------------------------------------------------------------
 
-        from learning import compatibility, export
-        from learning.encoders import build
+    def _open(self, manifest: Manifest) -> None:
+        """Shards fill it from now on; readers stay where they are."""
+        refuse_replaced(self._root, self._epoch >> 20, "this publisher")
+        with suppress(SinkDown):
+            self._put(manifest.release, needed=True)
+        now, generation = served(self._releases), manifest.generation
+        left_us = {g: us for g, us in now.left_us.items() if g != generation}
+        self.filled = 0
+        opened = replace(now, next=manifest.release, generation=generation, left_us=left_us)
+        set_served(self._releases, opened)
+        log.info("generation_filled", release=manifest.release, generation=generation)
 
-        torch.set_num_threads(1)
-        encoder = build(self._encoder, self._stream.shape)
-        encoder.load_state_dict(safetensors.torch.load(snapshot.read(ENCODER_FILE)))
-        resident = Windows.of_arrays(snapshot.tensors(RESIDENT_FILE))
-        held_out = Windows.of_arrays(snapshot.tensors(HELD_OUT_FILE))
-        generation = 1 + (self._told.generation if self._told else 0)
-        overlaps = dict[str, Overlap]()
-        judged = held_out if len(held_out) >= gates.LEAST else resident
-        if current:
-            served = self._manifest(current)
-            generation = served.generation
-            mine, wanted = of_encoder(encoder, resident), self._vectors(current, resident)
-            compatibility.rotate(encoder, compatibility.procrustes(mine, wanted))
-            mine = of_encoder(encoder, held_out)
-            others = {"previous": current, "first": _numbers(self._releases)[-1]}
-            for key, other in others.items() if len(held_out) > 1 else ():
-                try:
-                    theirs = self._vectors(other, held_out)
-                except ReleaseError as error:  # of an old one: that is only compared with
-                    log.error(
-                        "release_damaged", release=other, reason=str(error), next="passed over"
-                    )
-                    continue
-                cosine = compatibility.mean_cosine(mine, theirs)
-                neighbours = compatibility.neighbour_overlap(mine, theirs)
-                overlaps[key] = Overlap(other, len(held_out), cosine, neighbours)
-        metadata = {"stream": self._name, "release": str(number), "generation": str(generation)}
-        graphs = export.export(encoder, metadata)
-        worst = export.parity(encoder, graphs, some(resident, 64))
-        c = self._config
-        parity = Gate("parity", worst, c.parity, worst <= c.parity)
-        passed = [
-            *gates.collapse(c.gates, of_encoder(encoder, some(judged, gates.JUDGED))),
-            *gates.self_retrieval(
-                c.gates,
-                judged,
-                self._stream.shape.session_gap_us,
-                partial(of_encoder, encoder),
-                partial(self._vectors, current) if current else None,
-            ),
-            *gates.overlap(
-                c.gates, *(getattr(overlaps.get(o), "cosine", None) for o in ("previous", "first"))
-            ),
-        ]
-        every = (parity, *passed)
-        self._stats.gate_values = {g.name: g.value for g in every}
-        self._stats.gate_thresholds = {g.name: g.threshold for g in every}
-        manifest = self._manifest_of(graphs, number, generation, snapshot, every, overlaps)
-        refused = tuple(g.name for g in (every if not force else (parity,)) if not g.ok)
-        root = self._refused if refused else self._releases
-        write_folder(
-            root,
-            str(number),
-            files(graphs),
-            lambda: msgspec.to_builtins(manifest),
-        )
-        if refused:
-            raise Refused(
-                f"{gates.reason(every)}. The graphs are in {root / str(number)}.", refused
-            )
-        return manifest
+    def _give_up(self, now: Served) -> Served:
+        """What was being filled is of no use to anybody."""
+        left = replace(now, next=0, generation=0, left_us={**now.left_us, now.generation: 0})
+        set_served(self._releases, left)
+        (self._releases / SWITCHING).unlink(missing_ok=True)
+        return left
 
-    def _manifest_of(
-        self,
-        graphs: dict[str, bytes],
-        number: int,
-        generation: int,
-        snapshot: Folder,
-        passed: tuple[Gate, ...],
-        overlaps: dict[str, Overlap],
-    ) -> Manifest:
-        return Manifest(
-            stream=self._name,
-            release=number,
-            generation=generation,
-            created_us=int(self._wall() * 1e6),
-            dim=self._encoder.dim,
-            window=self._encoder.window,
-            **of_stream(self._stream),
-            state=self._encoder.state,
-            **described(graphs),
-            snapshot=snapshot.path.name,
-            updates=snapshot.meta["updates"],
-            gates=passed,
-            overlap_previous=overlaps.get("previous"),
-            overlap_first=overlaps.get("first"),
-        )
+    def _switch_turn(self, now: Served) -> None:
+        """Readers go over to another generation once every entity is in it: they are told first, for shards write
+        the old one only until they know."""
+        mark, old = self._releases / SWITCHING, self._manifest(now.release).generation
+        new = self._manifest(now.next)
+        if not mark.exists():  # else we were killed in the middle
+            if self.filled != now.next:
+                return
+            write_file(mark, b"")
+        refuse_replaced(self._root, self._epoch >> 20, "this publisher")
+        try:
+            self._put(now.next, needed=True)
+            self._sink.set_current(Current(new.release, new.generation, new.dim), self._epoch)
+        except SinkDown:
+            return
+        left_us = {**now.left_us, old: int(self._wall() * 1e6)}
+        left_us.pop(new.generation, None)
+        set_served(self._releases, Served(now.next, now.swap + 1, 0, 0, left_us))
+        mark.unlink(missing_ok=True)
+        self._announced, self.filled = 0, 0
+        log.warning("generation_served", generation=new.generation, release=new.release)
 
-    def _vectors(self, release: int, windows: Windows) -> "Tensor":
-        """What a release that is on disk makes of the windows. [B, D]"""
-        from learning import export
+    def _drop_turn(self) -> None:
+        """Removes generations that readers left `grace_s` ago, some keys at a time."""
+        now = served(self._releases)
+        grace_us, now_us = self._config.generation.grace_s * 1e6, self._wall() * 1e6
+        due = [g for g, us in now.left_us.items() if now_us - us >= grace_us]
+        if not due or now_us < self._drop_at_us:
+            return
+        try:
+            for _ in range(STEPS):
+                self._cursor = self._sink.drop_generation(due[0], self._cursor)
+                if not self._cursor:
+                    break
+        except SinkDown as error:
+            self._drop_at_us = now_us + 60e6
+            log.error("generation_not_removed", generation=due[0], reason=str(error))
+            return
+        if not self._cursor:
+            left_us = {g: us for g, us in now.left_us.items() if g != due[0]}
+            set_served(self._releases, replace(now, left_us=left_us))
+            log.info("generation_removed", generation=due[0])
 
-        _, graphs = read_release(self._releases / str(release))
-        loaded = session(graphs["encode"], 1)
-        return in_parts(windows, self._encoder.state, lambda view: export.run(loaded, view)[0])
+    def _generation_of(self, release: int) -> int:
+        """0 where its manifest cannot be read."""
+        try:
+            return self._manifest(release).generation
+        except SnapshotError:
+            return 0
 
     def _manifest(self, release: int) -> Manifest:
         """Read once: a disk that fails later concerns no release that is served already."""
@@ -321,7 +309,8 @@ class Publish:
 
     def _announce(self, current: int) -> None:
         """Releases that Redis lacks, then `current`: whoever reads the one finds the other. Old ones go."""
-        numbers, used = _numbers(self._releases), {current, self.oldest_release}
+        now, numbers = served(self._releases), _numbers(self._releases)
+        used = {current, self.oldest_release, now.next}
         kept = {*numbers[: self._config.keep_redis], *used} & set(numbers)
         for number in sorted(kept - self._there):
             self._put(number, needed=number == current)
@@ -335,10 +324,10 @@ class Publish:
             if number not in kept:
                 self._sink.drop_release(number, self._epoch)
                 self._there.discard(number)
-        for number in numbers[
-            max(KEEP, self._config.keep_redis) : -1
-        ]:  # the first is compared with
-            if number not in kept:
+        generation = manifest.generation
+        first = min((n for n in numbers if self._generation_of(n) == generation), default=0)
+        for number in numbers[max(KEEP, self._config.keep_redis) :]:
+            if number not in kept and number != first:  # that is compared with
                 shutil.rmtree(self._releases / str(number), ignore_errors=True)
         self._announced = current
 

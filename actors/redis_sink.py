@@ -24,6 +24,7 @@ from schemas.published import current_key, encoder_key, entity_key, group_key, r
 
 CALLS = 100  # script calls per round trip, at most
 LIMIT = 1 << 53
+SCANNED = 1000  # keys looked at in one call
 T = TypeVar("T")
 Call = tuple[str, list[str], list[Any]]
 """A script, its keys, its arguments."""
@@ -130,6 +131,14 @@ class RedisSink:
             return None
         release, generation, dim, dtype, epoch = found
         return Current(int(release), int(generation), int(dim), dtype.decode(), int(epoch))
+
+    def drop_generation(self, generation: int, cursor: int) -> int:
+        pattern = entity_key(self._stream, generation, "*")
+        found: Any = self._talk(lambda: self._client.scan(cursor, match=pattern, count=SCANNED))
+        cursor, keys = found
+        if keys:
+            self._talk(lambda: self._client.delete(*keys))
+        return int(cursor)
 
     def read(self, generation: int, entities: list[str]) -> list[Stored | None]:
         names = [field.name for field in fields(Stored)]

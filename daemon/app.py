@@ -270,7 +270,11 @@ class App:
         groups = known.groups
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
-            self._children["publisher"].handle.tell("oldest_release", min(tags, default=0))
+            # what a process that has died had filled, its successor has still to look at
+            live = all(child.status is not None for child in self._shards())
+            filled = min(g.filled for g in groups) if live and groups else 0
+            handle = self._children["publisher"].handle
+            handle.tell("groups", min(tags, default=0), filled)
 
     def _align(self) -> None:
         """Tells each shard how far the others are; one that is down holds nobody back."""

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from actors import secret
+from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig, capacity
 from actors.decode import DecodeConfig, make_decoder
-from actors.publish import ReleaseConfig
 from actors.redis_client import RedisConfig, connect
 from actors.shard import ShardConfig
 from actors.source import SourceConfig

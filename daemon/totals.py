@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.publish import ReleaseConfig
+from actors.candidate import ReleaseConfig
 from learning.config import LearnerConfig
 from schemas.stats import (
     LATENCY_BOUNDS_S,

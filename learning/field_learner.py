@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from learning import kinds, learner_state
+from learning.config import EncoderConfig
 from learning.encoders.base import FieldEncoder
 from learning.kinds.events import pad, subset
 from learning.learner import EVALUATED, Learner
@@ -27,11 +28,13 @@ class FieldLearner(Learner):
     ema: FieldEncoder
 
     def _remember(self) -> None:
-        c, shape, window = self.config.replay, self.shape, self.encoder.config.window
         self._count_fields()
-        self.kind = kinds.build(shape, self.encoder.config, self.config)
-        self.replay = Replay(c, shape, window)
-        self.held = learner_state.held_store(c, shape, window)
+        self.kind = kinds.build(self.shape, self.encoder.config, self.config)
+        self.replay, self.held = self._stores(self.encoder_config)
+
+    def _stores(self, encoder: EncoderConfig) -> tuple[Replay, Replay]:
+        c, shape, window = self.config.replay, self.shape, encoder.window
+        return Replay(c, shape, window), learner_state.held_store(c, shape, window)
 
     def _count_fields(self) -> None:
         self.moments = Moments(self.encoder.fields.scalar_width)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from learning import nodes
+from learning import learner_state, nodes
 from learning.config import EncoderConfig, LearnerConfig, NextInteractionConfig
 from learning.config_base import refuse
 from learning.contract import Objective
@@ -50,6 +50,15 @@ class GraphLearner(FieldLearner):
         self.kind = Graph(self.encoder.config)
         self.replay = EdgeReplay(c, shape, window, self.contrast)
         self.held = Store(min(HELD_BYTES, c.max_bytes // 8), shape, window, self.contrast.nodes)
+
+    def inherit(self, flat: learner_state.Flat, meta: learner_state.Meta) -> None:
+        """The graph, its edges and what their fields are like: they are no encoder's."""
+        same = meta["encoder"]["bucket_bits"] == self.encoder.config.bucket_bits
+        for name, part in self.parts().items():
+            if name != "admission" or same:  # else categories are admitted as they come
+                found = learner_state.under(flat, name)
+                part.load_state_dict({k: np.asarray(v) for k, v in found.items()})
+        self.records = len(self.replay)
 
     def receive(self, windows: Windows) -> int:
         """Takes edges in; returns how many there were."""

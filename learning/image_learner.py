@@ -4,6 +4,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 
+from learning.config import EncoderConfig
 from learning.config_base import refuse
 from learning.contract import Batch
 from learning.encoders.image import TimmEncoder
@@ -31,7 +32,7 @@ class ImageLearner(Learner):
     held: ImageReplay
 
     def _remember(self) -> None:
-        c, encoder, shape = self.config, self.encoder, self.shape
+        c, encoder = self.config, self.encoder
         if self.needs.patches and encoder.grid() < 2:
             needs = (
                 "its last map has one place, and an objective hides patches of it: choose a ViT, or for a ResNet "
@@ -40,11 +41,14 @@ class ImageLearner(Learner):
             raise refuse("encoder.backbone", repr(encoder.config.backbone), needs)
         size = encoder.config.size
         self.kind = Images(c.views, size, encoder.patch, encoder.grid(), self.device)
-        self.replay = ImageReplay(c.replay, shape, encoder.config.dim)
+        self.replay, self.held = self._stores(encoder.config)
+
+    def _stores(self, encoder: EncoderConfig) -> tuple[ImageReplay, ImageReplay]:
+        c, shape = self.config.replay, self.shape
         room = max(HELD_BYTES, HELD * shape.pixels)
-        most = min(room, max(1 << 16, c.replay.max_bytes // 4))
-        held = msgspec.structs.replace(c.replay, max_bytes=most, policy="fifo")
-        self.held = ImageReplay(held, shape, 0)
+        most = min(room, max(1 << 16, c.max_bytes // 4))
+        held = msgspec.structs.replace(c, max_bytes=most, policy="fifo")
+        return ImageReplay(c, shape, encoder.dim), ImageReplay(held, shape, 0)
 
     def _ready(self) -> bool:
         few = self.updates == 0 and len(self.replay) < self.config.min_entities

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -288,6 +289,18 @@ class Learner:
     def released(self) -> Encoder:
         """A copy of the encoder with the averaged weights, on the CPU: what may be released."""
         return copy.deepcopy(self.ema).cpu().eval()
+
+    def _stores(self, encoder: EncoderConfig) -> tuple[Any, Any]:
+        """`replay` and `held` as a learner with this encoder has them, empty."""
+        raise NotImplementedError
+
+    def inherit(self, flat: learner_state.Flat, meta: learner_state.Meta) -> None:
+        """Takes from a learner with another encoder what it remembers, not what it has learnt."""
+        stores = self._stores(msgspec.convert(meta["encoder"], EncoderConfig))
+        for name, store in zip(("replay", "held"), stores, strict=True):
+            found = learner_state.under(flat, name)
+            store.load_state_dict({k: np.asarray(v) for k, v in found.items()})
+            self.receive(store.newest(store.slots))
 
     def state_dict(self) -> tuple[learner_state.Flat, learner_state.Meta]:
         """All of it, for safetensors and JSON."""

@@ -55,8 +55,7 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
         "shape": msgspec.to_builtins(learner.shape),
         "objectives": learner.names,
     }
-    # fields that came to the shape later have their defaults
-    saved = {**meta, "shape": msgspec.to_builtins(msgspec.convert(meta["shape"], Shape))}
+    saved = {**meta, "shape": _shape(meta)}
     for key, value in wanted.items():
         if saved[key] != value:
             raise SnapshotError(
@@ -66,19 +65,30 @@ def load(learner: "Learner", flat: Flat, meta: Meta) -> None:
     if any(name.startswith("previous.") for name in flat):
         learner.mark_released()
     for part, module in _modules(learner).items():
-        module.load_state_dict({k: torch.as_tensor(v) for k, v in _under(flat, part).items()})
+        module.load_state_dict({k: torch.as_tensor(v) for k, v in under(flat, part).items()})
     for i, parameter in enumerate(learner.parameters):
-        saved = _under(flat, f"optimizer.{i}")
+        saved = under(flat, f"optimizer.{i}")
         if saved:
             learner.optimizer.state[parameter] = {
                 name: _laid_out(torch.as_tensor(value), parameter) for name, value in saved.items()
             }
     for part, thing in learner.parts().items():
-        thing.load_state_dict({k: np.asarray(v) for k, v in _under(flat, part).items()})
+        thing.load_state_dict({k: np.asarray(v) for k, v in under(flat, part).items()})
     learner.skipped = dict(meta["skipped"])
     learner.rng.bit_generator.state = _numbers(meta["rng"])
     for name in COUNTERS:
         setattr(learner, name, meta.get(name, 0))  # the last two came later than its format
+
+
+def changed_encoder(learner: "Learner", meta: Meta) -> bool:
+    """Whether it was saved by a learner that differs in its encoder alone: it has the same records."""
+    same = _shape(meta) == msgspec.to_builtins(learner.shape)
+    return bool(same and meta["encoder"] != msgspec.to_builtins(learner.encoder_config))
+
+
+def _shape(meta: Meta) -> Any:
+    """Fields that came to it later have their defaults."""
+    return msgspec.to_builtins(msgspec.convert(meta["shape"], Shape))
 
 
 def held_store(config: ReplayConfig, shape: Shape, window: int) -> Replay:
@@ -100,7 +110,8 @@ def _laid_out(value: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def _under(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+def under(flat: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Of one part of a learner, by the names that it gave."""
     prefix = f"{part}."
     return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 

@@ -1,5 +1,7 @@
 """The words for what is published: Redis keys and the manifest of a release. See docs/contract.md."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 
@@ -104,6 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     pixels: str = ""  # by this rule
     session_gap_us: int
     state: int  # width of the recurrent state
+    encoder: dict[str, Any] = {}  # its settings; another generation begins where they are others
     encode: tuple[Input, ...]
     encode_out: tuple[Input, ...]
     encode_sha256: str

@@ -129,6 +129,7 @@ class PublisherStats:
     progress: int = 0
     release: int = 0
     generation: int = 0
+    next_release: int = 0  # of another generation, which is being filled; 0: none
     release_age_s: float = -1.0
     releases: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # parity | export | onnx | ... -> count

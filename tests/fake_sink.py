@@ -141,6 +141,13 @@ class MemorySink:
         self.ping()
         return self.server.current
 
+    def drop_generation(self, generation: int, cursor: int) -> int:
+        self.ping()
+        gone = [key for key in self.server.entities if key[0] == generation]
+        for key in gone[:2]:
+            del self.server.entities[key]
+        return cursor + 1 if gone[2:] else 0
+
     def read(self, generation: int, entities: list[str]) -> list[Stored | None]:
         self.ping()
         found = [self.server.entities.get((generation, name)) for name in entities]

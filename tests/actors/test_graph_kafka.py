@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import redis
 
+from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig
 from actors.decode import DecodeConfig
 from actors.embed import encode_anew
 from actors.encode import Release
 from actors.folders import epoch_of
 from actors.processes import Spec, open_shard
-from actors.publish import ReleaseConfig
 from actors.redis_client import RedisConfig
 from actors.shard import Shard, ShardConfig
 from actors.source import SourceConfig

@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from actors.candidate import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.folders import Folder, folders
 from actors.learn import Learn, Part
-from actors.publish import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
-from learning.config import GruConfig, LearnerConfig, ReplayConfig
+from learning.config import LearnerConfig, ReplayConfig
 from schemas.errors import SnapshotError
 from schemas.records import Windows
 from tests.learning import edge_streams
@@ -264,10 +265,18 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path) -> None:
         learn(tmp_path, epoch=3)
 
 
-def test_another_encoder_does_not_start_over_in_silence(tmp_path: Path) -> None:
-    learner = learn(tmp_path)
-    learner.offer([part(5)])
-    learner.turn()
-    learner.run(lambda: True)
-    with pytest.raises(SnapshotError, match="can be used"):
-        learn(tmp_path, encoder=GruConfig(dim=4, hidden=4, window=8, category_dim=4, bucket_bits=6))
+def test_with_another_encoder_it_begins_anew_from_what_it_remembers(tmp_path: Path) -> None:
+    first = learn(tmp_path)
+    first.offer([part(5)])
+    turns = iter([False] * 4 + [True])
+    first.run(lambda: next(turns))
+    wide = msgspec.structs.replace(ENCODER, dim=12, window=16, bucket_bits=5)
+    second = learn(tmp_path, epoch=2, encoder=wide)
+    assert second.stats().updates == 0
+    assert second.turn(), "it need not wait for what comes"
+    second.run(lambda: True)
+    assert Folder.open(folders(tmp_path)[0]).meta["encoder"]["dim"] == 12
+    assert len(residents(tmp_path)) > 30
+    second.offer([part(5)])
+    second.turn()
+    assert second.stats().skipped == {"stale": 40}, "nor does it take again what it has"

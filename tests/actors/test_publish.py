@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 import redis
 import safetensors.torch
 
+from actors.candidate import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.encode import Release
 from actors.folders import Folder, write_folder
 from actors.graphs import in_parts
 from actors.learn import Learn
-from actors.publish import ENCODER_FILE, RESIDENT_FILE, Publish, ReleaseConfig
+from actors.publish import Publish
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.requests import ASKED, SNAPSHOT, Request, ask, ask_learner, take, taken
@@ -43,7 +45,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             batch_entities=8, min_entities=8, updates_per_record=1.0, warmup_updates=2, seed=seed
         )
         learner = Learn(config, ENCODER, SHAPE, folder, seed + 1, ReleaseConfig())
-        windows = random_windows(np.random.default_rng(0), 300, SHAPE, ENCODER.window)
+        windows = random_windows(np.random.default_rng(0), 900, SHAPE, ENCODER.window)
         learner.offer([(0, [1], windows)])
         for _ in range(3):
             learner.turn()
@@ -60,8 +62,8 @@ class Service:
         self.sink = RedisSink(RedisConfig(url=url, timeout_s=1.0, retry_first_s=1e-9), root.name)
         self.start()
 
-    def start(self, **config: float) -> None:
-        given = ReleaseConfig(**config)  # type: ignore[arg-type]
+    def start(self, **config: Any) -> None:
+        given = ReleaseConfig(**config)
         self.publish = Publish(self.root, STREAM, ENCODER, given, self.sink, 1, lambda: 1e9)
         self.publish.oldest_release = 0
 

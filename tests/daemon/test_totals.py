@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from actors.publish import ReleaseConfig
+from actors.candidate import ReleaseConfig
 from daemon.totals import Snapshot, Totals, no_release
 from learning.config import LearnerConfig
 from schemas.stats import LearnerStats, PublisherStats

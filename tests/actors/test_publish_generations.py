@@ -1,0 +1,167 @@
+"""What cannot be compared with what is served begins another generation; readers go over when it is full."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from actors.candidate import GenerationConfig, ReleaseConfig
+from actors.folders import Folder
+from actors.publish import Publish
+from actors.requests import Request, ask
+from actors.served import Served, served
+from schemas.published import current_key, encoder_key, entity_key
+from tests.actors.test_publish import Service, entries, learned, make, service  # noqa: F401
+from tests.services import ENCODER, STREAM
+
+APART = GenerationConfig(overlap=0.9999, grace_s=100.0)
+
+
+def start(of: Service, generation: GenerationConfig = APART) -> None:
+    of.start(generation=generation)
+
+
+def state(of: Service) -> Served:
+    return served(of.root / "releases")
+
+
+def fill(of: Service) -> None:
+    """As the daemon does once all groups have said so."""
+    of.publish.filled = state(of).next
+    of.turns(1)
+
+
+def test_what_is_far_from_the_served_one_opens_a_generation(
+    service: Service,  # noqa: F811
+    database: redis.Redis,
+    stream: str,
+) -> None:
+    start(service)
+    service.release(0)
+    service.release(1)
+    assert state(service) == Served(1, 1, next=2, generation=2)
+    assert database.hget(current_key(stream), "generation") == b"1", "readers stay where they are"
+    assert database.exists(encoder_key(stream, 2)), "shards may write its vectors"
+    assert service.publish.stats().next_release == 2
+    manifest = service.manifest(2)
+    assert manifest.overlap_previous is not None, "why it was opened is in its manifest"
+    assert not [g for g in manifest.gates if g.name.startswith("overlap")]
+    fill(service)
+    assert state(service) == Served(2, 2, left_us={1: int(1e15)})
+    assert database.hget(current_key(stream), "generation") == b"2"
+    start(service, GenerationConfig(overlap=-1.0))
+    service.release(2)
+    assert service.manifest(3).generation == 2
+    overlap = service.manifest(3).overlap_first
+    assert overlap is not None and overlap.release == 2, "the first is that of its generation"
+    kinds = [(b"1", b"release"), (b"2", b"release"), (b"3", b"release")]
+    assert entries(database, stream) == kinds
+
+
+def test_no_other_release_is_made_before_it_is_full(service: Service) -> None:  # noqa: F811
+    start(service)
+    service.release(0)
+    service.release(1)
+    start(service, GenerationConfig(overlap=-1.0))
+    service.release(2)
+    assert state(service).next == 2 and service.publish.stats().releases == 0
+    fill(service)
+    assert state(service).release == 3
+
+
+def test_another_encoder_opens_a_generation(service: Service, tmp_path: Path) -> None:  # noqa: F811
+    service.release(0)
+    wide = msgspec.structs.replace(ENCODER, dim=12)
+    service.publish = Publish(
+        service.root, STREAM, wide, ReleaseConfig(), service.sink, 1, lambda: 1e9
+    )
+    service.publish.oldest_release = 0
+    found = Folder.open(service._learned[1])
+    assert found.meta["encoder"]["dim"] == 8
+    service.release(1)
+    assert not service.publish.stats().refused, "the learner has only just begun anew"
+    assert state(service) == Served(1, 1)
+
+
+def test_who_was_killed_in_the_middle_of_it_goes_on(
+    service: Service,  # noqa: F811
+    database: redis.Redis,
+    stream: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start(service)
+    service.release(0)
+    service.release(1)
+
+    def killed(releases: Path, new: Served) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("actors.publish.set_served", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(service)
+    assert database.hget(current_key(stream), "release") == b"2"
+    start(service)
+    service.turns(1)
+    assert state(service).release == 2
+    assert database.hget(current_key(stream), "release") == b"2"
+    assert entries(database, stream) == [(b"1", b"release"), (b"2", b"release")], "nobody went back"
+
+
+def test_the_old_one_is_kept_for_its_grace(
+    service: Service,  # noqa: F811
+    database: redis.Redis,
+    stream: str,
+) -> None:
+    start(service)
+    service.release(0)
+    service.release(1)
+    for generation in (1, 2):
+        for name in range(5):
+            database.hset(entity_key(stream, generation, f"e{name}"), "vector", b"")
+    fill(service)
+    service.turns()
+    assert database.exists(entity_key(stream, 1, "e0"))
+    service.publish._wall = lambda: 1e9 + 100.0
+    service.turns(20)
+    assert not database.exists(*(entity_key(stream, 1, f"e{n}") for n in range(5)))
+    assert database.exists(*(entity_key(stream, 2, f"e{n}") for n in range(5))) == 5
+    assert state(service).left_us == {}
+
+
+def test_back_to_a_release_of_another_generation(
+    service: Service,  # noqa: F811
+    database: redis.Redis,
+    stream: str,
+) -> None:
+    """Its vectors are old: they are filled anew first."""
+    start(service)
+    service.release(0)
+    service.release(1)
+    fill(service)
+    ask(service.root / "releases", Request(rollback=1))
+    service.turns(1)
+    assert state(service) == Served(2, 2, next=1, generation=1)
+    assert database.hget(current_key(stream), "release") == b"2"
+    fill(service)
+    assert state(service).release == 1
+    assert database.hget(current_key(stream), "generation") == b"1"
+    service.release(2)
+    assert state(service).release == 1 and not state(service).next, "held until it is asked for"
+    ask(service.root / "releases", Request())
+    service.turns()
+    assert state(service).next == 3
+    assert service.manifest(3).generation == 3, "a number is never given again"
+
+
+def test_a_rollback_gives_up_what_was_being_filled(service: Service) -> None:  # noqa: F811
+    service.release(0)
+    service.release(1)
+    start(service)
+    service.release(2)
+    assert state(service).next == 3
+    ask(service.root / "releases", Request(rollback=1))
+    service.turns()
+    assert state(service).release == 1 and not state(service).next
+    assert state(service).left_us == {}, "what was written of it is removed at once"
