@@ -169,7 +169,7 @@ class ShardProcess(Worker):
 def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> Shard:
     """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
     shape = spec.stream.shape
-    window, hidden, anchor = widths(spec)
+    window, hidden, anchor = widths(spec.releases, spec.encoder)
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
     config, mirror = spec.source, None
     if spec.stream.nodes and spec.groups > 1:
@@ -216,15 +216,15 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     return Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
 
 
-def widths(spec: Spec) -> tuple[int, int, int]:
+def widths(releases: Path, encoder: EncoderConfig) -> tuple[int, int, int]:
     """Rows of a ring, H, and L of what is served: where there are releases they say that, for the settings may have
     been changed since."""
-    now = served(spec.releases)
+    now = served(releases)
     numbers = [number for number in (now.release, now.next) if number]
-    found = [read_release(spec.releases / str(number))[0] for number in numbers]
-    window = max([spec.encoder.window, *(m.window for m in found)])
+    found = [read_release(releases / str(number))[0] for number in numbers]
+    window = max([encoder.window, *(m.window for m in found)])
     if not found:
-        return window, spec.encoder.kept, window
+        return window, encoder.kept, window
     return window, found[0].kept, found[0].window
 
 

@@ -397,8 +397,9 @@ class App:
 
 
 def refuse_changed(settings: Settings, served: Manifest) -> None:
-    """Raises SettingsError where the settings no longer fit the release that is served."""
-    stream = settings.stream
+    """Raises SettingsError where the settings no longer fit the release that is served. Another encoder begins
+    another generation beside it."""
+    stream, events = settings.stream, settings.stream.shape.unit == "events"
     of_edges, of_nodes = (
         tuple(f.name for f in some)
         for some in (
@@ -407,9 +408,8 @@ def refuse_changed(settings: Settings, served: Manifest) -> None:
         )
     )
     for key, before, now in (
-        ("encoder.dim", served.dim, settings.encoder.dim),
-        ("encoder.window", served.window, settings.encoder.window),
-        ("encoder.hidden × encoder.layers", served.state, settings.encoder.state),
+        # of events alone a longer or shorter ring still holds the newest rows
+        ("encoder.window", served.window, served.window if events else settings.encoder.window),
         ("stream.image.side", served.side, stream.shape.side),
         ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
         ("stream.field", served.numbers + served.categories, of_edges),

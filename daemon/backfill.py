@@ -28,6 +28,7 @@ from actors.files import FileSource
 from actors.folders import Folder, epoch_of, folders
 from actors.group import Group
 from actors.group_meta import FILES
+from actors.processes import widths
 from actors.redis_sink import RedisSink
 from actors.served import current_release
 from actors.shard import Ports, Shard
@@ -126,8 +127,9 @@ class Backfill:
 
     def _shard(self, source: FileSource, groups: int, epoch: int) -> Shard:
         s = self._settings
-        shape, sizes = s.stream.shape, (s.encoder.window, s.encoder.kept)
-        slots = capacity(s.state, groups, shape, *sizes)
+        shape = s.stream.shape
+        window, hidden, anchor = widths(s.releases, s.encoder)
+        slots = capacity(s.state, groups, shape, window, hidden)
         left = self._left(groups)
         opened = [
             Group.open(
@@ -136,7 +138,7 @@ class Backfill:
                 self._topics,
                 s.group_folder(n),
                 shape,
-                (*sizes, slots, groups * slots),
+                (window, hidden, slots, groups * slots, anchor),
                 s.stream.columns,
             )
             for n in left

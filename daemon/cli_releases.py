@@ -11,6 +11,7 @@ from rich.table import Table
 from actors import requests
 from actors.folders import Folder
 from actors.requests import Request
+from actors.served import current_release, read_release, served
 from daemon.cli import ConfigOption, JsonOption, app, err, fetch_status, load_settings, out, say
 from schemas.errors import AfreshError, SnapshotError
 from schemas.published import Manifest
@@ -21,11 +22,8 @@ SNAPSHOT_S = 15.0
 @app.command()
 def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     """The releases that are on disk, newest first, with what they had to pass."""
-
-    from actors.served import current_release
-
     settings = load_settings(config)
-    current = current_release(settings.releases)
+    now = served(settings.releases)
     found = []
     every = [*settings.releases.glob("[0-9]*"), *settings.releases.glob("refused/[0-9]*")]
     for path in sorted(every, key=lambda p: -int(p.name)):
@@ -37,15 +35,22 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
 
     def table() -> Table:
         t = Table(
-            "release", "made", "updates", "cosine to the one before", "neighbours kept", "gates"
+            "release",
+            "generation",
+            "made",
+            "updates",
+            "cosine to the one before",
+            "neighbours kept",
+            "gates",
         )
         for m, refused in found:
-            mark = " (current)" if m.release == current else " (refused)" if refused else ""
+            marks = {now.release: " (current)", now.next: " (being filled)"}
+            mark = " (refused)" if refused else marks.get(m.release, "")
             o = m.overlap_previous
             made = np.datetime64(m.created_us, "us").astype("datetime64[s]")
             gates = ", ".join(f"{g.name} {g.value:.3g}{'' if g.ok else '!'}" for g in m.gates)
             t.add_row(
-                f"{m.release}{mark}", str(made), str(m.updates), f"{o.cosine:.3f}" if o else "-",
+                f"{m.release}{mark}", str(m.generation), str(made), str(m.updates), f"{o.cosine:.3f}" if o else "-",
                 f"{o.neighbours:.2f} of {o.entities}" if o else "-", gates,
             )  # fmt: skip
         if held := requests.held(settings.releases):
@@ -53,7 +58,7 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
         return t
 
     facts = [
-        msgspec.to_builtins(m) | {"current": m.release == current, "refused": refused}
+        msgspec.to_builtins(m) | {"current": m.release == now.release, "refused": refused}
         for m, refused in found
     ]
     say(facts, as_json, table)
@@ -67,8 +72,6 @@ def rollback(
 ) -> None:
     """Serve an older release again. None follows by itself until `afresh release`."""
 
-    from actors.served import current_release, read_release
-
     settings = load_settings(config)
     current = current_release(settings.releases)
     older = [int(p.name) for p in settings.releases.glob("[0-9]*") if int(p.name) < current]
@@ -79,8 +82,18 @@ def rollback(
         )
     read_release(settings.releases / str(wanted))  # whole, or it says why not
     _ask(settings, Request(rollback=wanted), timeout_s)
-    if (now := current_release(settings.releases)) != wanted:
-        raise AfreshError(f"release {now} is served, not {wanted}: the daemon's log says why.")
+    now = served(settings.releases)
+    if now.next == wanted:
+        out.print(
+            f"Release {wanted} is of generation {now.generation}: its vectors are written again first, beside those "
+            f"of release {now.release}, and readers go over once every entity has one. No release comes by itself "
+            "until afresh release."
+        )
+        return
+    if now.release != wanted:
+        raise AfreshError(
+            f"release {now.release} is served, not {wanted}: the daemon's log says why."
+        )
     out.print(
         f"Release {wanted} is served in place of {current}; vectors follow in the background. No release comes by "
         "itself until afresh release."
@@ -97,19 +110,23 @@ def release(
 ) -> None:
     """Make a release of the learner's newest snapshot, also after a rollback."""
 
-    from actors.served import current_release
-
     settings = load_settings(config)
     before = current_release(settings.releases)
     _snapshot(settings, timeout_s)
     _ask(settings, Request(force=force), timeout_s)
-    now = current_release(settings.releases)
-    if now == before:
+    now = served(settings.releases)
+    if now.next:
+        out.print(
+            f"Release {now.next} is being filled as generation {now.generation}; readers go over to it once every "
+            "entity has a vector."
+        )
+        return
+    if now.release == before:
         raise AfreshError(
             "no release was made: the gates refuse it (afresh releases shows them; --force goes by), the learner has "
             "made no snapshot since the last, or a shard still takes up the one before. The daemon's log says which."
         )
-    out.print(f"Release {now} is served.")
+    out.print(f"Release {now.release} is served.")
 
 
 @app.command()
