@@ -218,7 +218,10 @@ ROWS: dict[str, list[Panel]] = {
                                         (f"increase({of('afresh_releases_refused_total')}[1h])", "refused: {{check}}")],
               "short", "In the last hour.", width=12),
         lines("Releases in use", [(of("afresh_release"), "current"), (of("afresh_oldest_release"), "oldest in use")],
-              "short", "Of the oldest some entity's state was made; the next release waits for it.", width=24),
+              "short", "Of the oldest some entity's state was made; the next release waits for it.", width=12),
+        lines("Another generation", [(of("afresh_next_release"), "release"),
+                                     (of("afresh_entities_to_fill"), "entities without a vector of it")], "short",
+              "Filled beside the served one; readers go over once every entity has a vector. 0: none is.", width=12),
     ],
     "Resources": [
         stacked("Memory", [(of("afresh_memory_bytes"), "{{process}}")], "bytes", "Resident, by process."),

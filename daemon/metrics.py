@@ -176,6 +176,8 @@ TABLE: tuple[Spec, ...] = (
     Spec("afresh_snapshot_age_seconds", "gauge",
          "Age of the oldest of the groups' newest snapshots (or since the shard's start); -1: no groups.",
          over_groups(_snapshot_age)),
+    Spec("afresh_entities_to_fill", "gauge", "Entities that lack a vector of the generation that is being filled.",
+         groups("to_fill")),
     Spec("afresh_oldest_release", "gauge", "Oldest release that an entity's state carries.",
          over_groups(_oldest_release)),
     # learning
@@ -225,6 +227,8 @@ TABLE: tuple[Spec, ...] = (
          lambda s: None if s.publisher is None else float(bool(s.publisher.held))),
     Spec("afresh_release", "gauge", "Number of the current release; 0: none yet.", publisher("release")),
     Spec("afresh_generation", "gauge", "Generation of the current release.", publisher("generation")),
+    Spec("afresh_next_release", "gauge", "The release of another generation that is being filled; 0: none.",
+         publisher("next_release")),
     Spec("afresh_release_age_seconds", "gauge", "Age of the current release; -1: none yet.",
          publisher("release_age_s")),
     Spec("afresh_export_seconds", "gauge", "How long the last export took.", publisher("export_s")),

@@ -38,14 +38,12 @@ class GroupStats:
     release: int = 0  # the newest one that vectors are encoded with
     oldest_release: int = 0  # the oldest one some entity's state still carries; 0: none
     to_encode: int = 0  # entities that a release has still to re-encode
-    to_fill: int = 0  # ... that lack a vector of the generation that is being filled
-    filled: int = (
-        0  # the release of another generation of which all resident entities have a vector
-    )
     snapshot_age_s: float = -1.0  # of the newest one of this process; without one since it started
     snapshots: int = 0
     snapshot_failures: int = 0
     held_back: int = 0  # partitions that wait for slower ones: source.max_skew_s
+    to_fill: int = 0  # entities that lack a vector of the generation that is being filled
+    filled: int = 0  # the release of another generation of which all of them have one
 
 
 @dataclass
@@ -129,7 +127,6 @@ class PublisherStats:
     progress: int = 0
     release: int = 0
     generation: int = 0
-    next_release: int = 0  # of another generation, which is being filled; 0: none
     release_age_s: float = -1.0
     releases: int = 0
     refused: dict[str, int] = field(default_factory=dict)  # parity | export | onnx | ... -> count
@@ -144,3 +141,4 @@ class PublisherStats:
     gate_thresholds: dict[str, float] = field(default_factory=dict)
     held: str = ""  # why no release comes by itself
     requests: int = 0  # of an operator, dealt with
+    next_release: int = 0  # of another generation, which is being filled; 0: none

@@ -164,7 +164,7 @@ def test_what_has_no_value_yet_has_no_sample() -> None:
 def test_no_stat_is_forgotten() -> None:
     """Every field of every stage's stats changes some metric, but for those named here."""
     quiet = {f"{where}.progress" for where in ("shard", "learner", "publisher")}
-    quiet |= {"shard.groups", "group.group", "group.positions", "group.release"}
+    quiet |= {"shard.groups", "group.group", "group.positions", "group.release", "group.filled"}
     quiet |= {
         "learner.snapshot",
         "publisher.sink_up",
