@@ -1,7 +1,6 @@
 """What the learner's process can say of the stream and of itself; it fills the learner's stats."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import structlog
 from actors import requests
 from actors.folders import Folder
 from learning.config import LearnerConfig
-from learning.drift import InputDrift
+from learning.drift import INTERVAL, InputDrift, newest
 from learning.learner import Learner
 from learning.watch import EmbeddingWatch
-from schemas.records import Rows, Windows
+from schemas.records import Windows
 from schemas.stats import LearnerStats
 from schemas.stream import Shape
 
@@ -38,21 +37,22 @@ class Watching:
         clock: Callable[[], float],
     ) -> None:
         self._shape, self._folder, self._stats = shape, folder, stats
-        columns = tuple(map(str, range(shape.numbers + shape.categories)))
-        self._drift = InputDrift(columns, shape.numbers)
+        self._drift = InputDrift(self._columns(()), shape.numbers + 1)
         self._watch = EmbeddingWatch(config.seed)
         self._due = clock()
 
     def name_columns(self, names: Sequence[str]) -> None:
         """Of numbers and categories, for what is said of them; else they have numbers."""
-        self._drift.names = tuple(names)[: len(self._drift.names)]
+        self._drift.names = self._columns(names)
+
+    def _columns(self, names: Sequence[str]) -> tuple[str, ...]:
+        n = self._shape.numbers
+        every = [*names, *map(str, range(len(names), n + self._shape.categories))]
+        return (*every[:n], INTERVAL, *every[n : n + self._shape.categories])
 
     def received(self, windows: Windows) -> None:
         """What came, before it is learnt from."""
-        newest = windows.offsets[1:][np.diff(windows.offsets) > 0] - 1
-        # of images without their pixels
-        columns = (getattr(windows.rows, f.name)[newest] for f in fields(Rows))
-        self._drift.add(Rows(*columns))
+        self._drift.add(newest(windows))
         if self._shape.unit != "node":
             self._watch.add(windows)
 
