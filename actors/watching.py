@@ -1,6 +1,7 @@
 """What the learner's process can say of the stream and of itself; it fills the learner's stats."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from actors import requests
 from actors.folders import Folder
 from learning.config import LearnerConfig
 from learning.drift import INTERVAL, InputDrift, newest
+from learning.encoders.base import Encoder
 from learning.learner import Learner
+from learning.report import COMPARED, Report, report
 from learning.watch import EmbeddingWatch
 from schemas.records import Windows
 from schemas.stats import LearnerStats
@@ -40,6 +43,7 @@ class Watching:
         self._drift = InputDrift(self._columns(()), shape.numbers + 1)
         self._watch = EmbeddingWatch(config.seed)
         self._due = clock()
+        self._newest: Encoder | None = None  # of the last snapshot
 
     def name_columns(self, names: Sequence[str]) -> None:
         """Of numbers and categories, for what is said of them; else they have numbers."""
@@ -68,7 +72,8 @@ class Watching:
                 "reference_renewed", next="drift of inputs is measured against what comes now"
             )
         if self._stats.snapshot and self._watch.complete and not self._watch.served:
-            self._watch.serve(learner.released())
+            self._newest = learner.released()
+            self._watch.serve(self._newest)
         if self._watch.look():
             log.warning("embeddings_changed", ratio=round(self._watch.ratio, 2))
         self._stats.drift_embedding = self._watch.ratio
@@ -80,7 +85,13 @@ class Watching:
 
     def snapshot_taken(self, learner: Learner) -> None:
         """What may be released from it is what is looked with from now on."""
-        self._watch.serve(learner.released())
+        encoder, s = learner.released(), self._stats
+        held = learner.windows(COMPARED[1], held=True)
+        found = report(encoder, self._newest, held, self._shape)
+        for name in (f.name for f in fields(Report)):
+            setattr(s, name, getattr(found, name))
+        self._newest = encoder
+        self._watch.serve(encoder)
 
     # -- snapshots ----------------------------------------------------------------------------------
 

@@ -54,7 +54,8 @@ def newest(windows: Windows) -> Rows:
 
 
 class InputDrift:
-    """names: of the columns, numbers first, INTERVAL behind them. Until the reference is complete there is nothing to compare."""
+    """names: of the columns, numbers first, INTERVAL behind them. Until the reference is complete there is nothing to
+    compare."""
 
     def __init__(self, names: tuple[str, ...], numbers: int) -> None:
         self.names, self._numbers = names, numbers
@@ -99,9 +100,8 @@ class InputDrift:
         """By field; empty while there is no reference. Without INTERVAL where no entity has two records in a window."""
         if not self.ready:
             return {}
-        there = self._reference[:, :-1].any(1) | self._now[:, :-1].any(1)
-        named = zip(self.names, there, strict=True)
-        shown = [at for at, (name, some) in enumerate(named) if some or name != INTERVAL]
+        named = zip(self.names, (self._reference + self._now)[:, :-1].sum(1), strict=True)
+        shown = [at for at, (name, some) in enumerate(named) if some > 0 or name != INTERVAL]
         return {self.names[at]: self._of(at) for at in shown}
 
     def _of(self, at: int) -> FieldDrift:

@@ -106,6 +106,12 @@ class LearnerStats:
     gradient_norm: float = float("nan")
     effective_rank: float = float("nan")
     uniformity: float = float("nan")
+    alignment: float = float("nan")  # these six on held-out entities: see learning/report.py
+    lidar: float = float("nan")
+    coding_rate: float = float("nan")
+    modes: float = float("nan")
+    stability: float = float("nan")
+    invariance: dict[str, float] = field(default_factory=dict)
     heldout_loss: float = float("nan")
     heldout_entities: int = 0
     replay_windows: int = 0
