@@ -156,7 +156,7 @@ class Learn:
         due = due_updates(
             learner.records, learner.updates, busy, began - since + IDLE_S, self._config
         )
-        step = learner.learn() if due else None
+        step = self._watching.learn(learner) if due else None
         if step is not None:
             self._count(step)
             busy += self._clock() - began

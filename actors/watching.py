@@ -15,8 +15,10 @@ from actors.folders import Folder
 from learning.config import LearnerConfig
 from learning.drift import INTERVAL, InputDrift, newest
 from learning.encoders.base import Encoder
-from learning.learner import Learner
+from learning.learner import Learner, StepStats
+from learning.plasticity import Step, dormant
 from learning.report import COMPARED, Report, report
+from learning.scalars import ScalarDrift
 from learning.watch import EmbeddingWatch
 from schemas.records import Windows
 from schemas.stats import LearnerStats
@@ -25,6 +27,7 @@ from schemas.stream import Shape
 log = structlog.get_logger()
 DRIFT = "drift."  # of the snapshot's tensors
 REFERENCE_FILE = "reference.safetensors"
+MEASURED = 64  # updates between two whose length is measured
 LOOK_S = 2.0  # between two looks at how the stream compares with its reference
 
 
@@ -44,6 +47,8 @@ class Watching:
         self._watch = EmbeddingWatch(config.seed)
         self._due = clock()
         self._newest: Encoder | None = None  # of the last snapshot
+        self._scalars = {name: ScalarDrift() for name in ("loss", "gradient_norm")}
+        stats.scalar_alarms = dict.fromkeys(self._scalars, 0)
 
     def name_columns(self, names: Sequence[str]) -> None:
         """Of numbers and categories, for what is said of them; else they have numbers."""
@@ -59,6 +64,24 @@ class Watching:
         self._drift.add(newest(windows))
         if self._shape.unit != "node":
             self._watch.add(windows)
+
+    def learn(self, learner: Learner) -> StepStats | None:
+        """An update, looked at."""
+        measured = learner.updates % MEASURED == MEASURED // 2  # not when a normaliser changes
+        before = Step(learner.encoder) if measured else None
+        step = learner.learn()
+        if step is None or step.skipped:
+            return step
+        s = self._stats
+        if before is not None:
+            s.weight_norm, s.update_ratio = before.norm, before.ratio()
+        # the norm by its log, for its tail is long
+        values = step.loss, float(np.log(max(step.gradient_norm, 1e-30)))
+        for (name, drift), value in zip(self._scalars.items(), values, strict=True):
+            if drift.update(value):
+                s.scalar_alarms[name] += 1
+                log.warning("figure_rose", figure=name, value=round(getattr(step, name), 4))
+        return step
 
     def turn(self, now: float, learner: Learner) -> None:
         """Says now and then how inputs and embeddings compare with their reference."""
@@ -90,6 +113,7 @@ class Watching:
         found = report(encoder, self._newest, held, self._shape)
         for name in (f.name for f in fields(Report)):
             setattr(s, name, getattr(found, name))
+        s.dormant = dormant(learner.encoder, held)
         self._newest = encoder
         self._watch.serve(encoder)
 
