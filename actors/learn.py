@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,15 @@ from actors import requests
 from actors.candidate import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
 from actors.usage import cpu_s, resident_bytes
+from actors.watching import Watching
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
-from learning.drift import InputDrift
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
 from learning.learner_state import changed_encoder
 from learning.memory_learner import MemoryLearner
-from learning.watch import EmbeddingWatch
 from schemas.errors import SnapshotError
-from schemas.records import I64, OFFSET_BITS, Rows, Told, Windows
+from schemas.records import I64, OFFSET_BITS, Told, Windows
 from schemas.stats import LearnerStats
 from schemas.stream import NEIGHBOUR, Shape
 
@@ -42,10 +40,7 @@ log = structlog.get_logger()
 STATE_FILE, JSON_FILE, FORGOTTEN = "learner.safetensors", "learner.json", "forgotten.json"
 RESIDENT, HELD_OUT = 4096, 4096  # windows beside a snapshot, for rotation and overlap
 RESIDENT_BYTES = 64 << 20  # of pixels among them
-DRIFT = "drift."  # of the state's tensors
-REFERENCE_FILE = "reference.safetensors"
 IDLE_S = 0.02
-LOOK_S = 2.0  # between two looks at how the stream compares with its reference
 SMOOTH = 0.05
 Part = tuple[int, list[int], Windows]
 """Group, its positions when the windows were cut, the windows."""
@@ -84,12 +79,9 @@ class Learn:
         self._forgotten: list[int] = []  # those that one of the kept snapshots still has
         self._passed = 0  # so many of them the newest snapshot no longer has
         self._lock = threading.Lock()
-        columns = tuple(map(str, range(shape.numbers + shape.categories)))
-        self._drift = InputDrift(columns, shape.numbers)
-        self._watch = EmbeddingWatch(config.seed)
-        self._drift_due = clock()
         self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
         self._stats = LearnerStats()
+        self._watching = Watching(config, shape, folder, self._stats, clock)
         newest(folder, self._restore)
         self._forget_again()
         self._stats.updates = self._learner.updates
@@ -101,7 +93,7 @@ class Learn:
 
     def name_columns(self, names: Sequence[str]) -> None:
         """Of numbers and categories, for what is said of them; else they have numbers."""
-        self._drift.names = tuple(names)[: len(self._drift.names)]
+        self._watching.name_columns(names)
 
     # -- called from other processes ----------------------------------------------------------------
 
@@ -166,37 +158,15 @@ class Learn:
         due = due_updates(
             learner.records, learner.updates, busy, began - since + IDLE_S, self._config
         )
-        step = learner.learn() if due else None
+        step = self._watching.learn(learner) if due else None
         if step is not None:
             self._count(step)
             busy += self._clock() - began
         self._slice = since, busy
         self._snapshot_turn()
-        self._drift_turn(began)
+        self._watching.turn(began, learner)
         self._stats.progress += 1
         return step is not None
-
-    def _drift_turn(self, now: float) -> None:
-        """Says now and then how inputs and embeddings compare with their reference."""
-        if now < self._drift_due:
-            return
-        self._drift_due = now + LOOK_S
-        if requests.taken(self._folder, requests.RENEWAL):
-            self._drift.renew()
-            self._watch.renew()
-            log.warning(
-                "reference_renewed", next="drift of inputs is measured against what comes now"
-            )
-        if self._stats.snapshot and self._watch.complete and not self._watch.served:
-            self._watch.serve(self._learner.released())
-        if self._watch.look():
-            log.warning("embeddings_changed", ratio=round(self._watch.ratio, 2))
-        self._stats.drift_embedding = self._watch.ratio
-        self._stats.drift_alarms = self._watch.alarms
-        found = self._drift.report()
-        for kind in ("psi", "ks", "missing", "new"):
-            of_kind = {name: getattr(field, kind) for name, field in found.items()}
-            setattr(self._stats, f"drift_{kind}", {n: v for n, v in of_kind.items() if v == v})
 
     def _receive(self) -> None:
         """Takes what came in; what a restored learner has learnt from already is skipped."""
@@ -224,12 +194,7 @@ class Learn:
                 windows = self._beyond(windows, mark)
                 positions = list(map(max, positions, mark))
             self._marks[group] = positions
-            newest = windows.offsets[1:][np.diff(windows.offsets) > 0] - 1
-            # of images without their pixels
-            columns = (getattr(windows.rows, f.name)[newest] for f in fields(Rows))
-            self._drift.add(Rows(*columns))
-            if self._learner.shape.unit != "node":
-                self._watch.add(windows)
+            self._watching.received(windows)
             self._learner.receive(windows)
             self._stats.received += len(windows)
         if gone:
@@ -301,7 +266,7 @@ class Learn:
         self._saved_at, self._saved_updates = self._clock(), self._learner.updates
         self._learner.mark_released()  # as far as is known here: the publisher may refuse it
         flat, state = self._learner.state_dict()
-        flat |= {DRIFT + name: value for name, value in self._drift.state_dict().items()}
+        flat |= self._watching.state_dict()
         meta = {
             "updates": self._learner.updates,
             "encoder": msgspec.to_builtins(self._learner.encoder_config),
@@ -316,7 +281,7 @@ class Learn:
             )
             return
         s.snapshot, s.snapshot_age_s = name, 0.0
-        self._watch.serve(self._learner.released())
+        self._watching.snapshot_taken(self._learner)
         prune(self._folder, 2, name)
         with self._lock, suppress(OSError):  # forgotten by both of the snapshots that are kept
             if self._forgotten:
@@ -330,9 +295,7 @@ class Learn:
         yield JSON_FILE, json.dumps(state).encode()
         released = {k: v.contiguous() for k, v in self._learner.released().state_dict().items()}
         yield ENCODER_FILE, safetensors.torch.save(released)
-        if (reference := self._watch.reference()) is not None:
-            arrays = {k: np.ascontiguousarray(v) for k, v in reference.arrays().items()}
-            yield REFERENCE_FILE, safetensors.numpy.save(arrays)
+        yield from self._watching.files()
         resident = resident_windows(self._dim, self._learner.shape)
         for file, held, most in ((RESIDENT_FILE, False, resident), (HELD_OUT_FILE, True, HELD_OUT)):
             arrays = self._learner.windows(most, held=held).arrays()
@@ -349,8 +312,7 @@ class Learn:
 
     def _restore(self, folder: Folder) -> bool:
         tensors = safetensors.torch.load(folder.read(STATE_FILE))
-        of_drift = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
-        self._drift.load_state_dict({k[len(DRIFT) :]: v.numpy() for k, v in of_drift.items()})
+        self._watching.restore({k: v.numpy() for k, v in tensors.items()}, folder)
         saved = json.loads(folder.read(JSON_FILE))
         if changed_encoder(self._learner, saved):
             log.warning(
@@ -359,8 +321,6 @@ class Learn:
             self._learner.inherit(dict(tensors), saved)
         else:
             self._learner.load_state_dict(dict(tensors), saved)
-        if REFERENCE_FILE in folder.files:
-            self._watch.restore(Windows.of_arrays(folder.tensors(REFERENCE_FILE)))
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
         self._stats.snapshot = folder.path.name
         return True

@@ -19,6 +19,7 @@ from daemon.history import History
 from daemon.http import Http
 from daemon.machine import disk, memory_limit
 from daemon.page import Page
+from daemon.scalars import Scalars
 from daemon.settings import Settings, check
 from daemon.supervisor import (
     Alive,
@@ -69,6 +70,7 @@ class App:
     _ray_died: bool = False
     _groups: int = 0
     _history: History = field(default_factory=History)
+    _scalars: Scalars = field(default_factory=Scalars)
     _memory_limit: int = field(default_factory=memory_limit)
 
     # -- run --------------------------------------------------------------------------------------
@@ -267,6 +269,7 @@ class App:
         known = self.snapshot()
         if self._history.due(now):
             self._history.add(now, known)
+            self._scalars.add(now, known)
         groups = known.groups
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
@@ -356,6 +359,7 @@ class App:
             cpu_s(),
             self._memory_limit,
             *disk(self.settings.folder),
+            self._scalars.alarms(),
         )
 
     def health(self) -> list[str]:

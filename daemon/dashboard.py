@@ -106,6 +106,7 @@ def _steps(bounds: tuple[float, ...], down: bool) -> dict[str, Any]:
 LAG = of("afresh_lag_records")
 ACCEPTED, DEAD = rate("afresh_records_accepted_total"), rate("afresh_dead_letters_total")
 DEAD_SHARE = f"sum({DEAD}) / ((sum({DEAD}) + sum({ACCEPTED})) > 0)"
+EMBEDDING = 'signal="embedding"'
 PHASE = 'phase="serving"'
 SERVING = f"sum({of('afresh_groups', PHASE)}) / (sum({of('afresh_groups')}) > 0)"
 DISK_LEFT = f"{of('afresh_disk_free_bytes')} / ({of('afresh_disk_bytes')} > 0)"
@@ -160,6 +161,20 @@ ROWS: dict[str, list[Panel]] = {
               "It falls when the representation collapses.", 2, 4, down=True),
         lines("Uniformity", [(of("afresh_uniformity"), "log potential")], "short",
               "Log mean Gaussian potential of pairs: near 0 means that all vectors are alike."),
+        lines("Dimensions", [(of("afresh_lidar"), "LiDAR"), (of("afresh_modes"), "modes learned"),
+                             (of("afresh_coding_rate"), "coding rate")], "short",
+              "LiDAR: those that tell entities apart by more than their views differ. Modes: see metrics."),
+        lines("Alignment", [(of("afresh_alignment"), "squared distance of views")], "short",
+              "Of two views of the same held-out window; beside uniformity, for both at once are what is wanted."),
+        lines("Invariance", [(of("afresh_invariance"), "{{transformation}}")], "percentunit",
+              "Cosine of a window's vector with the transformed window's: 100% is ignored, low is what it goes by."),
+        lines("Neighbours that stay", [(of("afresh_neighbour_stability"), "with the snapshot before")], "percentunit",
+              "Of a held-out entity's ten neighbours: those that it had in the snapshot before.", 0.2, 0.5, down=True),
+        lines("Dormant units", [(of("afresh_dormant_units"), "{{layer}}")], "percentunit",
+              "Share of units that hardly answer to anything: what sleeps does not learn.", 0.3, 0.5),
+        lines("Weights", [(of("afresh_weight_norm"), "norm"),
+                          (f"1000 * {of('afresh_update_ratio')}", "moved by an update, in thousandths")], "short",
+              "A norm that grows without end, with updates ever smaller beside it, is lost plasticity."),
         lines("Gradient", [(of("afresh_gradient_norm"), "norm before clipping")], "short", "Of the last update."),
         lines("Training windows", [(rate("afresh_windows_received_total"), "received"),
                                    (rate("afresh_windows_not_sampled_total"), "not handed over"),
@@ -169,8 +184,10 @@ ROWS: dict[str, list[Panel]] = {
     "Has the world changed?": [
         lines("Embeddings against their reference", [
             (of("afresh_drift_embedding"), "over its threshold"),
-            (f"increase({of('afresh_drift_alarms_total')}[5m])", "alarms in five minutes")], "short",
+            (f"increase({of('afresh_drift_alarms_total', EMBEDDING)}[5m])", "alarms in five minutes")], "short",
               "Maximum mean discrepancy; above 1 is an alarm, one in 500 batches of 64 without a change.", 1.0),
+        lines("Alarms", [(f"increase({of('afresh_drift_alarms_total')}[1h])", "{{signal}}")], "short",
+              "In the last hour. Loss, gradient and freshness: where they rose; rate: where it changed (ADWIN)."),
         lines("Fields against their reference", [(of("afresh_drift_psi"), "{{field}}")], "short",
               "Population stability index: 0.1 is worth a look, 0.25 a shift. afresh reference takes now for normal.",
               0.1, 0.25),

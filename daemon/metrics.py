@@ -23,6 +23,7 @@ from actors.rejected import ErrorClass
 from daemon.totals import Snapshot
 from schemas.stats import LATENCY_BOUNDS_S, GroupStats, Latency
 
+SIGNALS = ("embedding", "loss", "gradient_norm", "freshness", "rate")
 PHASES = ("starting", "replaying", "waiting", "serving", "paused")
 
 Value = float | Mapping[Any, float] | list[Latency] | Mapping[str, str] | None
@@ -116,6 +117,12 @@ def _phases(s: Snapshot) -> Value:
     return {phase: sum(g.phase == phase for g in s.groups) for phase in PHASES}
 
 
+def _drift_alarms(s: Snapshot) -> Value:
+    if s.learner is None:
+        return s.scalar_alarms
+    return {"embedding": s.learner.drift_alarms, **s.learner.scalar_alarms, **s.scalar_alarms}
+
+
 def _snapshot_age(found: list[GroupStats]) -> float:
     return max((g.snapshot_age_s for g in found), default=-1.0)
 
@@ -198,6 +205,26 @@ TABLE: tuple[Spec, ...] = (
          learner("effective_rank")),
     Spec("afresh_uniformity", "gauge", "Log mean Gaussian potential of pairs; near 0 means collapse.",
          learner("uniformity")),
+    Spec("afresh_alignment", "gauge",
+         "Mean squared distance of two views of one window, over all transformations; 0 to 4, lower is more alike.",
+         learner("alignment")),
+    Spec("afresh_lidar", "gauge",
+         "Dimensions that tell entities apart by more than their views differ (LiDAR); near 1 means collapse.",
+         learner("lidar")),
+    Spec("afresh_coding_rate", "gauge", "Coding rate of the vectors at a squared error of 0.5; 0 is collapse.",
+         learner("coding_rate")),
+    Spec("afresh_modes", "gauge",
+         "Eigenvalues of the vectors' covariance above 0.1 / dim: modes learned, one after another.", learner("modes")),
+    Spec("afresh_neighbour_stability", "gauge",
+         "Share of a held-out entity's ten neighbours that the snapshot before gave it too.", learner("stability")),
+    Spec("afresh_invariance", "gauge",
+         "Mean cosine of a window's vector with that of the window transformed; 1: the encoder ignores that.",
+         learner("invariance"), ("transformation",)),
+    Spec("afresh_dormant_units", "gauge",
+         "Share of units that hardly answer to anything any more, by kind of layer.", learner("dormant"), ("layer",)),
+    Spec("afresh_weight_norm", "gauge", "Norm of the encoder's weights.", learner("weight_norm")),
+    Spec("afresh_update_ratio", "gauge", "How far one update moves the encoder's weights, in their own norm.",
+         learner("update_ratio")),
     Spec("afresh_replay_windows", "gauge", "Windows in the replay.", learner("replay_windows")),
     Spec("afresh_learner_snapshot_age_seconds", "gauge", "Age of the learner's snapshot; -1: none.",
          learner("snapshot_age_s")),
@@ -206,7 +233,8 @@ TABLE: tuple[Spec, ...] = (
          "Discrepancy of embeddings from those of the reference, over its threshold: above 1 is an alarm.",
          learner("drift_embedding")),
     Spec("afresh_drift_alarms_total", "counter",
-         "Alarms that embeddings have changed; without a change one in 500 batches of 64.", learner("drift_alarms")),
+         "Alarms that something has changed: of embeddings one in 500 batches of 64 comes without a change.",
+         _drift_alarms, ("signal",), SIGNALS),
     Spec("afresh_drift_psi", "gauge", "Population stability index of a field against its reference; 0.25 is a shift.",
          learner("drift_psi"), ("field",)),
     Spec("afresh_drift_ks", "gauge", "Largest difference of a number's distribution from its reference's; 0 to 1.",

@@ -34,6 +34,7 @@ class Snapshot:
     memory_limit_bytes: int = 0
     disk_bytes: int = 0  # of the filesystem that holds the state folder
     disk_free_bytes: int = 0
+    scalar_alarms: dict[str, int] = field(default_factory=dict)  # freshness | rate -> count
 
     @property
     def groups(self) -> list[GroupStats]:
@@ -85,7 +86,9 @@ COUNTS = {
         "accepted", "dead_letters", "encoded", "stepped", "written", "refused", "duplicates", "sampled",
         "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
     ),
-    LearnerStats: ("sequences", "received", "skipped", "snapshot_failures", "drift_alarms", "cpu_s"),
+    LearnerStats: (
+        "sequences", "received", "skipped", "snapshot_failures", "drift_alarms", "scalar_alarms", "cpu_s",
+    ),
     PublisherStats: ("releases", "refused", "cpu_s", "requests"),
 }  # fmt: skip
 """Fields that count; the others are of the moment."""

@@ -1,4 +1,5 @@
-"""Has what comes in changed? Each field of the records now, against a reference of the same stream.
+"""Has what comes in changed? Each field of the records now, and the time between an entity's records, against a
+reference of the same stream.
 
 The reference is the first records that were seen, and stays so until somebody renews it: what drifts slowly is not
 absorbed. Now is an exponential window. Population stability index: Siddiqi 2006, Credit Risk Scorecards, chapter 8,
@@ -7,13 +8,13 @@ quantiles.
 
 Shapes: N records, Fn numbers, Fc categories, Q bins of a number, C kept categories."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from schemas.records import F64, I64, Rows
+from schemas.records import F64, I64, Rows, Windows
 
 Q = 20  # bins of a number, by the reference's quantiles
 C = 50  # categories of a field, the reference's most frequent; the others are one
@@ -22,6 +23,9 @@ REFERENCE = 10_000
 """Records of the reference."""
 WINDOW = 5_000
 """... and of now: so many records ago one counts half."""
+
+INTERVAL = "inter-arrival"
+"""The column behind a stream's numbers: log of the seconds since the entity's record before, 1 added."""
 
 State = dict[str, npt.NDArray[Any]]
 
@@ -37,8 +41,21 @@ class FieldDrift:
     new: float = float("nan")
 
 
+def newest(windows: Windows) -> Rows:
+    """The newest record of each window, without its pixels; behind its numbers INTERVAL, which is missing where the
+    window has no other record."""
+    last = windows.offsets[1:][np.diff(windows.offsets) > 0] - 1
+    alone = np.isin(last, windows.offsets[:-1])
+    rows = Rows(*(getattr(windows.rows, f.name)[last] for f in fields(Rows)))
+    gap_us = rows.time_us - windows.rows.time_us[np.maximum(last - 1, 0)]
+    gap = np.where(alone, np.nan, np.log1p(np.maximum(gap_us, 0) * 1e-6))
+    rows.numbers = np.column_stack([rows.numbers, gap.astype(np.float32)])
+    return rows
+
+
 class InputDrift:
-    """names: of the columns, numbers first. Until the reference is complete there is nothing to compare."""
+    """names: of the columns, numbers first, INTERVAL behind them. Until the reference is complete there is nothing to
+    compare."""
 
     def __init__(self, names: tuple[str, ...], numbers: int) -> None:
         self.names, self._numbers = names, numbers
@@ -80,10 +97,12 @@ class InputDrift:
         self._new = self._new * fade + new
 
     def report(self) -> dict[str, FieldDrift]:
-        """By field; empty while there is no reference."""
+        """By field; empty while there is no reference. Without INTERVAL where no entity has two records in a window."""
         if not self.ready:
             return {}
-        return {name: self._of(at) for at, name in enumerate(self.names)}
+        named = zip(self.names, (self._reference + self._now)[:, :-1].sum(1), strict=True)
+        shown = [at for at, (name, some) in enumerate(named) if some > 0 or name != INTERVAL]
+        return {self.names[at]: self._of(at) for at in shown}
 
     def _of(self, at: int) -> FieldDrift:
         used = [*range(Q), -1] if at < self._numbers else slice(None)

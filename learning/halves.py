@@ -22,11 +22,12 @@ def halves(windows: Windows, session_gap_us: int) -> tuple[Windows, Windows]:
     which = np.flatnonzero(n >= LEAST)
     start, n = windows.offsets[which], n[which]
     middle = start + n // 2
-    earlier = _cut(windows, which, start, middle - start, session_gap_us)
-    return earlier, _cut(windows, which, middle, start + n - middle, session_gap_us)
+    earlier = cut(windows, which, start, middle - start, session_gap_us)
+    return earlier, cut(windows, which, middle, start + n - middle, session_gap_us)
 
 
-def _cut(windows: Windows, which: I64, start: I64, length: I64, gap_us: int) -> Windows:
+def cut(windows: Windows, which: I64, start: I64, length: I64, gap_us: int) -> Windows:
+    """Of some windows `length` rows from row `start` on, a run each."""
     ends = np.cumsum(length)
     at = np.arange(int(length.sum())) + np.repeat(start - ends + length, length)
     return Windows(

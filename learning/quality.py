@@ -36,6 +36,44 @@ def alignment(a_BD: Tensor, b_BD: Tensor) -> Tensor:
     return (a_BD - b_BD).square().sum(1).mean()
 
 
+def lidar(z_BVD: Tensor, delta: float = 1e-4) -> Tensor:
+    """Effective rank of what tells things apart, in units of how much their views differ: 1 to D.
+
+    z_BVD: V views each of B things. Source: LiDAR, Thilak et al. 2024, arXiv:2312.04000, equations 1 to 3, with its
+    delta on the within-class covariance and without its epsilon."""
+    z = z_BVD.double()
+    b, v, d = z.shape
+    mean_BD = z.mean(1)
+    within = (z - mean_BD[:, None]).flatten(0, 1)
+    between = mean_BD - mean_BD.mean(0)
+    value, vector = torch.linalg.eigh(within.T @ within / (b * v) + delta * torch.eye(d).to(z))
+    whitened = between @ vector / value.sqrt()
+    found = torch.linalg.eigvalsh(whitened.T @ whitened / b).clamp(min=0.0)
+    rank: Tensor = torch.special.entr(F.normalize(found, p=1, dim=0)).sum().exp()
+    return rank
+
+
+def coding_rate(z_BD: Tensor, squared_error: float = 0.5) -> Tensor:
+    """Bits, in base e, that tell one vector from all, up to so much squared error; 0 is collapse.
+
+    Source: maximal coding rate reduction, Yu et al. 2020, arXiv:2006.08558, equation 3."""
+    z = z_BD.double()
+    b, d = z.shape
+    rate: Tensor = torch.logdet(torch.eye(d).to(z) + d / (b * squared_error) * (z.T @ z)) / 2.0
+    return rate
+
+
+MODE = 0.1  # of the variance that each direction would have, were unit vectors even
+
+
+def modes(z_BD: Tensor) -> int:
+    """How many eigenvalues of the covariance are above MODE / D; they are learnt one after the other.
+
+    Source: Simon et al. 2023, arXiv:2303.15438, the floor ours."""
+    z = z_BD.double()
+    return int((torch.linalg.eigvalsh(torch.cov(z.T)) > MODE / z.shape[1]).sum())
+
+
 def spread(z_BD: Tensor) -> Tensor:
     """How far unit vectors lie apart: the root of their total variance; 0 is collapse, 1 as even as can be."""
     total: Tensor = z_BD.double().var(0, unbiased=False).sum().sqrt()

@@ -104,6 +104,17 @@ class LearnerStats:
     gradient_norm: float = float("nan")
     effective_rank: float = float("nan")
     uniformity: float = float("nan")
+    alignment: float = float("nan")  # these six on held-out entities: see learning/report.py
+    lidar: float = float("nan")
+    coding_rate: float = float("nan")
+    modes: float = float("nan")
+    stability: float = float("nan")
+    invariance: dict[str, float] = field(default_factory=dict)
+    dormant: dict[str, float] = field(
+        default_factory=dict
+    )  # these three: see learning/plasticity.py
+    weight_norm: float = float("nan")
+    update_ratio: float = float("nan")
     heldout_loss: float = float("nan")
     heldout_entities: int = 0
     replay_windows: int = 0
@@ -113,7 +124,8 @@ class LearnerStats:
     memory_bytes: int = 0
     cpu_s: float = 0.0
     drift_embedding: float = float("nan")  # the statistic over its threshold
-    drift_alarms: int = 0
+    drift_alarms: int = 0  # of embeddings
+    scalar_alarms: dict[str, int] = field(default_factory=dict)  # loss | gradient_norm -> count
     drift_psi: dict[str, float] = field(default_factory=dict)  # by field: see learning/drift.py
     drift_ks: dict[str, float] = field(default_factory=dict)
     drift_missing: dict[str, float] = field(default_factory=dict)

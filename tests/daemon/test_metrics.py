@@ -46,8 +46,13 @@ def learner(scale: int = 1) -> LearnerStats:
     n = scale
     skipped = {"non_finite": n, "stale": n}
     return LearnerStats(
-        1, 10 * n, n, n, skipped, 0.5, {"coles": 0.5}, 1.0, 9.0, -1.0, 0.4, 30, 99, "1-1", 4.0, n, 1, 1.0,
-        0.7, n, {"amount": 0.1}, {"amount": 0.2}, {"amount": 0.3}, {"shop": 0.4},
+        progress=1, updates=10 * n, sequences=n, received=n, skipped=skipped, loss=0.5,
+        objective_losses={"coles": 0.5}, gradient_norm=1.0, effective_rank=9.0, uniformity=-1.0, alignment=0.5,
+        lidar=8.0, coding_rate=20.0, modes=7.0, stability=0.8, invariance={"drop": 0.9},
+        dormant={"gru": 0.1}, weight_norm=9.0, update_ratio=0.01, scalar_alarms={"loss": n},
+        heldout_loss=0.4, heldout_entities=30, replay_windows=99, snapshot="1-1", snapshot_age_s=4.0,
+        snapshot_failures=n, memory_bytes=1, cpu_s=1.0, drift_embedding=0.7, drift_alarms=n,
+        drift_psi={"amount": 0.1}, drift_ks={"amount": 0.2}, drift_missing={"amount": 0.3}, drift_new={"shop": 0.4},
     )  # fmt: skip
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from learning.drift import REFERENCE, WINDOW, InputDrift
+from learning.drift import INTERVAL, REFERENCE, WINDOW, InputDrift, newest
 from schemas.records import Rows
+from schemas.stream import Shape
+from tests.learning.streams import random_windows
 
 NAMES = ("amount", "empty", "shop")
 
@@ -128,3 +130,48 @@ def test_a_snapshot_of_other_fields_begins_anew() -> None:
     other = InputDrift(("amount", "shop"), 1)
     other.load_state_dict(fed(rng).state_dict())
     assert other.report() == {}
+
+
+def paced(rng: np.random.Generator, n: int, mean_s: float) -> Rows:
+    """Records behind whose numbers are exponential times between them."""
+    found = rows(rng, n)
+    gap = np.log1p(rng.exponential(mean_s, n)).astype(np.float32)
+    found.numbers = np.column_stack([found.numbers, gap])
+    return found
+
+
+def test_a_stream_that_slows_down_shows_in_the_time_between_an_entitys_records() -> None:
+    rng = np.random.default_rng(8)
+    drift = InputDrift(("amount", "empty", INTERVAL, "shop"), 3)
+    drift.add(paced(rng, REFERENCE, 60.0))
+    drift.add(paced(rng, WINDOW, 60.0))
+    assert drift.report()[INTERVAL].psi < 0.02
+    drift.add(paced(rng, 4 * WINDOW, 240.0))
+    found = drift.report()
+    assert found[INTERVAL].psi > 0.25
+    assert found[INTERVAL].ks > 0.3
+    assert found["amount"].psi < 0.02
+
+
+def test_the_time_between_records_is_that_of_a_windows_last_two() -> None:
+    windows = random_windows(np.random.default_rng(9), 30, Shape(2, 1))
+    found = newest(windows)
+    n = np.diff(windows.offsets)
+    assert len(found) == len(n)
+    for at, lo, hi in zip(range(30), windows.offsets, windows.offsets[1:], strict=False):
+        assert found.position[at] == windows.rows.position[hi - 1]
+        gap = found.numbers[at, 2]
+        if n[at] == 1:
+            assert np.isnan(gap)
+        else:
+            seconds = (windows.rows.time_us[hi - 1] - windows.rows.time_us[hi - 2]) / 1e6
+            assert gap == pytest.approx(np.log1p(seconds)), lo
+
+
+def test_where_no_entity_has_two_records_in_a_window_nothing_is_said_of_the_time_between() -> None:
+    rng = np.random.default_rng(10)
+    drift = InputDrift(("amount", "empty", INTERVAL, "shop"), 3)
+    parts = rows(rng, REFERENCE + 1)
+    parts.numbers = np.column_stack([parts.numbers, np.full(len(parts), np.nan, np.float32)])
+    drift.add(parts)
+    assert set(drift.report()) == {"amount", "empty", "shop"}

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import torch.nn.functional as F
 
 from learning.halves import LEAST, halves
 from learning.kinds import plain
-from learning.quality import effective_rank, retrieval, spread
+from learning.quality import (
+    MODE,
+    alignment,
+    coding_rate,
+    effective_rank,
+    lidar,
+    modes,
+    retrieval,
+    spread,
+)
 from schemas.records import Windows
 from schemas.stream import Shape
 from tests.learning.images import noise, windows_of
@@ -31,6 +41,63 @@ def test_spread_is_none_on_one_point_and_one_all_over() -> None:
 def test_effective_rank_counts_directions() -> None:
     assert effective_rank(unit(1, 8).repeat(50, 1)) == pytest.approx(1.0, abs=1e-6)
     assert effective_rank(torch.eye(8)) == pytest.approx(8.0)
+
+
+def test_lidar_is_the_papers_formula() -> None:
+    """Eigenvalues of the discriminant analysis, term by term."""
+    z = unit(40 * 5, 6).reshape(40, 5, 6) * torch.tensor([3.0, 2.0, 1.0, 1.0, 0.1, 0.1])
+    x, delta = z.double().numpy(), 1e-4
+    within, between = delta * np.eye(6), np.zeros((6, 6))
+    for views in x:
+        off = views.mean(0) - x.mean((0, 1))
+        between += np.outer(off, off) / 40
+        for view in views:
+            within += np.outer(view - views.mean(0), view - views.mean(0)) / 200
+    p = scipy.linalg.eigh(between, within, eigvals_only=True)
+    p = p / p.sum()
+    assert float(lidar(z)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+
+
+def test_lidar_counts_what_tells_things_apart_and_not_how_their_views_differ() -> None:
+    generator = torch.Generator().manual_seed(3)
+    things = torch.zeros(200, 1, 8)
+    things[..., :3] = torch.randn(200, 1, 3, generator=generator)
+    views = things + 0.1 * torch.randn(200, 6, 8, generator=generator)
+    assert 3.0 <= float(lidar(views)) < 3.5
+    assert float(lidar(views[:, :1].expand(200, 6, 8))) == pytest.approx(
+        float(effective_rank_of_variance(views[:, 0])), rel=1e-3
+    ), "views that do not differ: all that is left is delta, the same in every direction"
+
+
+def effective_rank_of_variance(z_BD: torch.Tensor) -> torch.Tensor:
+    p = torch.linalg.eigvalsh(torch.cov(z_BD.double().T))
+    return torch.special.entr(p / p.sum()).sum().exp()
+
+
+def test_coding_rate_is_the_papers_formula_and_none_of_nothing() -> None:
+    z = unit(50, 6)
+    sign, value = np.linalg.slogdet(np.eye(6) + 6 / (50 * 0.5) * (z.T @ z).double().numpy())
+    assert sign == 1
+    assert float(coding_rate(z)) == pytest.approx(value / 2)
+    assert float(coding_rate(torch.zeros(50, 6))) == 0.0
+    assert coding_rate(unit(1, 6).repeat(50, 1)) < coding_rate(z)
+
+
+def test_modes_are_the_directions_above_the_floor() -> None:
+    generator = torch.Generator().manual_seed(4)
+    deviation = torch.tensor([1.0, 0.5, 0.2, 0.01, 0.0])
+    z = torch.randn(4000, 5, generator=generator) * deviation
+    floor = MODE / 5
+    assert modes(z) == int((deviation.square() > floor).sum()) == 3
+    assert modes(unit(1, 8).repeat(50, 1)) == 0
+    assert modes(unit(4000, 8)) == 8
+
+
+def test_alignment_is_the_mean_squared_distance() -> None:
+    a, b = unit(30, 5), unit(30, 5, seed=1)
+    wanted = np.mean([np.sum((p - q) ** 2) for p, q in zip(a.numpy(), b.numpy(), strict=True)])
+    assert float(alignment(a, b)) == pytest.approx(wanted, rel=1e-5)
+    assert float(alignment(a, a)) == 0.0
 
 
 def test_retrieval_is_the_share_that_finds_its_own() -> None:
