@@ -128,7 +128,8 @@ class Workshop:
         judged = held_out if len(held_out) >= gates.LEAST else resident
         beside = served if served is not None and self._same_records(served) else None
         within = overlaps if served is not None and generation == served.generation else {}
-        every = self.measured = (parity, *self._gates(encoder, judged, beside, within))
+        strict = bool(snapshot.meta.get("challenger"))
+        every = self.measured = (parity, *self._gates(encoder, judged, beside, within, strict))
         refused = tuple(g.name for g in (every if not order.force else (parity,)) if not g.ok)
         manifest = Manifest(
             stream=self._name,
@@ -155,9 +156,16 @@ class Workshop:
         return manifest
 
     def _gates(
-        self, encoder: "Encoder", judged: Windows, served: Manifest | None, overlaps: Overlaps
+        self,
+        encoder: "Encoder",
+        judged: Windows,
+        served: Manifest | None,
+        overlaps: Overlaps,
+        strict: bool,
     ) -> list[Gate]:
         c = self._config.gates
+        if strict:  # readers' space changes for it: it has to be no worse at all
+            c = msgspec.structs.replace(c, recall_loss=0.0)
         theirs = partial(self._vectors, served.release) if served is not None else None
         gap_us = self._stream.shape.session_gap_us
         cosines = (getattr(overlaps.get(o), "cosine", None) for o in ("previous", "first"))

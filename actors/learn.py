@@ -22,6 +22,7 @@ import torch
 
 from actors import requests
 from actors.candidate import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
+from actors.challenger import Challenge
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
 from actors.usage import cpu_s, resident_bytes
 from actors.watching import Watching
@@ -81,6 +82,12 @@ class Learn:
         self._lock = threading.Lock()
         self._marks: dict[int, list[int]] = {}  # group -> positions that were learnt from
         self._stats = LearnerStats()
+
+        def anew(seed: int) -> Learner:
+            changed = msgspec.structs.replace(config, seed=seed)
+            return learner_of(changed, encoder, shape, device)
+
+        self._challenge = Challenge(config.challenger, folder.parent / "releases", anew)
         self._watching = Watching(config, shape, folder, self._stats, clock)
         newest(folder, self._restore)
         self._forget_again()
@@ -161,12 +168,28 @@ class Learn:
         step = self._watching.learn(learner) if due else None
         if step is not None:
             self._count(step)
+            self._challenge.learn()
             busy += self._clock() - began
         self._slice = since, busy
+        self._challenge_turn(began)
         self._snapshot_turn()
         self._watching.turn(began, learner)
         self._stats.progress += 1
         return step is not None
+
+    def _challenge_turn(self, now: float) -> None:
+        """Whoever has won takes the place of the one that serves."""
+        challenger = self._challenge.learner
+        self._stats.challenger_updates = challenger.updates if challenger is not None else 0
+        outcome = self._challenge.outcome(now)
+        if challenger is None or outcome is None:
+            return
+        self._stats.challengers[outcome] = self._stats.challengers.get(outcome, 0) + 1
+        self._challenge.end()
+        if outcome == "won":
+            challenger.succeed(self._learner)
+            self._learner = challenger
+            self._snapshot()
 
     def _receive(self) -> None:
         """Takes what came in; what a restored learner has learnt from already is skipped."""
@@ -271,6 +294,7 @@ class Learn:
             "updates": self._learner.updates,
             "encoder": msgspec.to_builtins(self._learner.encoder_config),
             "marks": {str(group): mark for group, mark in self._marks.items()},
+            "challenger": self._challenge.ready,
         }
         try:
             write_folder(self._folder, name, self._files(flat, state), lambda: meta)
@@ -281,7 +305,10 @@ class Learn:
             )
             return
         s.snapshot, s.snapshot_age_s = name, 0.0
+        if self._challenge.ready:
+            self._challenge.offered(name)
         self._watching.snapshot_taken(self._learner)
+        self._challenge.consider(self._learner, s.dormant)
         prune(self._folder, 2, name)
         with self._lock, suppress(OSError):  # forgotten by both of the snapshots that are kept
             if self._forgotten:
@@ -293,7 +320,9 @@ class Learn:
         tensors = {key: torch.as_tensor(value).contiguous() for key, value in flat.items()}
         yield STATE_FILE, safetensors.torch.save(tensors)
         yield JSON_FILE, json.dumps(state).encode()
-        released = {k: v.contiguous() for k, v in self._learner.released().state_dict().items()}
+        challenger = self._challenge.learner if self._challenge.ready else None
+        encoder = (challenger or self._learner).released()
+        released = {k: v.contiguous() for k, v in encoder.state_dict().items()}
         yield ENCODER_FILE, safetensors.torch.save(released)
         yield from self._watching.files()
         resident = resident_windows(self._dim, self._learner.shape)

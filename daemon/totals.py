@@ -87,7 +87,8 @@ COUNTS = {
         "sample_skipped", "freshness", "swap_pause", "snapshot_pause", "cpu_s",
     ),
     LearnerStats: (
-        "sequences", "received", "skipped", "snapshot_failures", "drift_alarms", "scalar_alarms", "cpu_s",
+        "sequences", "received", "skipped", "snapshot_failures", "drift_alarms", "scalar_alarms", "challengers",
+        "cpu_s",
     ),
     PublisherStats: ("releases", "refused", "cpu_s", "requests"),
 }  # fmt: skip

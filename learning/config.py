@@ -318,6 +318,14 @@ class ReplayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clusters: Annotated[int, Meta(ge=2, le=65536)] = 256  # of "balanced", the finer ones
 
 
+class ChallengerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[learner.challenger]`: a second learner from new weights, where the first can learn no more."""
+
+    dormant: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """It begins where this share of units of some kind of layer is dormant; 1: practically never."""
+    updates: Count = 500  # until its release is tried
+
+
 class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[learner]`; one `[[learner.objective]]` for each objective."""
 
@@ -340,6 +348,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bucket_views: Count = 4  # length buckets a batch is encoded in
     replay: ReplayConfig = ReplayConfig()
     views: ImageViews = ImageViews()  # of images
+    challenger: ChallengerConfig = ChallengerConfig()
 
     def __post_init__(self) -> None:
         if self.enabled and not self.objective:

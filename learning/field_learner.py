@@ -2,6 +2,7 @@
 
 Beside what every learner has: running moments for the normaliser, admission of categories, clip bounds."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,15 @@ class FieldLearner(Learner):
     def _count_fields(self) -> None:
         self.moments = Moments(self.encoder.fields.scalar_width)
         self.admission = Admission(self.encoder.config, self.encoder.fields.shape)
+
+    def begin_beside(self, other: Learner) -> None:
+        assert isinstance(other, FieldLearner)
+        super().begin_beside(other)
+        self.moments, self.admission = deepcopy(other.moments), deepcopy(other.admission)
+        if self.shape.categories:
+            mask = self.admission.mask().to(self.device)
+            for fields in (self.encoder.fields, self.ema.fields):
+                fields.admitted.copy_(mask)
 
     def parts(self) -> dict[str, Any]:
         return super().parts() | {"moments": self.moments, "admission": self.admission}

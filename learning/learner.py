@@ -290,6 +290,17 @@ class Learner:
         """A copy of the encoder with the averaged weights, on the CPU: what may be released."""
         return copy.deepcopy(self.ema).cpu().eval()
 
+    def begin_beside(self, other: "Learner") -> None:
+        """Learns from the same replay as another learner of these settings, which goes on taking in what comes."""
+        self.replay, self.held = other.replay, other.held
+        for name in ("received", "records", "share", "counted"):
+            setattr(self, name, getattr(other, name))
+
+    def succeed(self, other: "Learner") -> None:
+        """Takes the place of the one that it was beside: counts go on from there."""
+        for name in learner_state.COUNTERS:
+            setattr(self, name, getattr(other, name))
+
     def _stores(self, encoder: EncoderConfig) -> tuple[Any, Any]:
         """`replay` and `held` as a learner with this encoder has them, empty."""
         raise NotImplementedError

@@ -130,6 +130,8 @@ class LearnerStats:
     drift_ks: dict[str, float] = field(default_factory=dict)
     drift_missing: dict[str, float] = field(default_factory=dict)
     drift_new: dict[str, float] = field(default_factory=dict)
+    challenger_updates: int = 0  # of a second learner; 0: there is none
+    challengers: dict[str, int] = field(default_factory=dict)  # won | lost -> count
 
 
 @dataclass
