@@ -171,7 +171,7 @@ ROWS: dict[str, list[Panel]] = {
         lines("Neighbours that stay", [(of("afresh_neighbour_stability"), "with the snapshot before")], "percentunit",
               "Of a held-out entity's ten neighbours: those that it had in the snapshot before.", 0.2, 0.5, down=True),
         lines("Challenger", [(of("afresh_challenger_updates"), "updates of a second learner"),
-                             (of("afresh_challengers_total"), "{{outcome}}")], "short",
+                             (f"increase({of('afresh_challengers_total')}[1d])", "{{outcome}} in a day")], "short",
               "It begins where units are dormant, and takes the first one's place if its release passes.", width=12),
         lines("Dormant units", [(of("afresh_dormant_units"), "{{layer}}")], "percentunit",
               "Share of units that hardly answer to anything: what sleeps does not learn.", 0.3, 0.5),
