@@ -16,7 +16,7 @@ from actors.folders import write_folder
 from actors.served import set_current
 from daemon.history import EVERY_S, FIGURES, KEPT, WINDOW, History
 from daemon.http import Http
-from daemon.page import HTML, Page, Releases, policy
+from daemon.page import HEADERS, HTML, Page, Releases, policy
 from daemon.scatter import Sample
 from daemon.settings import HttpConfig
 from daemon.totals import Snapshot
@@ -267,6 +267,64 @@ def test_a_browser_shows_it(address: str, tmp_path: Path) -> None:
     ):
         assert text in seen.dom, text
     assert "&lt;b&gt;is&lt;/b&gt; bad" in seen.dom, "text stays text"
+
+
+MEASURES = """
+const nodes = () => document.querySelectorAll("*").length;
+let first = 0, shown = 0, edge = 0;
+document.body.style.width = "390px";
+const use = show;
+show = found => {
+  use(found);
+  shown += 1;
+  if (shown === 60) {
+    first = nodes();
+    const parts = document.querySelectorAll("h1, .badge, #when, li, .tile, section, canvas");
+    edge = Math.ceil(Math.max(...[...parts].map(part => part.getBoundingClientRect().right)));
+  }
+  Object.assign(document.body.dataset, {
+    shown, grown: nodes() - first, records: $("tile-records").children[1].textContent,
+    edge,
+  });
+};
+"""
+
+
+def test_it_stays_live_for_an_hour_and_fits_a_phone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the browser's own time, which waits for answers alone. One more record a second at each look."""
+    html = HTML.replace("every(2000,", f"{MEASURES}every(2000,")
+    monkeypatch.setattr("daemon.http.HTML", html)
+    monkeypatch.setattr("daemon.http.HEADERS", HEADERS | {"Content-Security-Policy": policy(html)})
+    moving, asked = History(), 0
+
+    def now() -> Snapshot:
+        nonlocal asked
+        asked += 1
+        found = snapshot(asked)
+        found.shards["shard-0"].accepted = asked * asked
+        moving.add(asked * EVERY_S, found)
+        return found
+
+    release(tmp_path, 1)
+    set_current(tmp_path, 1)
+    http = Http(HttpConfig(port=0), now, list, list, Page(moving, Releases(tmp_path), sample))
+    try:
+        seen = browse(f"{http.start()}/", tmp_path, "--virtual-time-budget=3600000")
+    finally:
+        http.stop()
+    assert seen.console == []
+    told = {
+        key: re.search(rf'data-{key}="([^"]*)"', seen.dom)
+        for key in ("shown", "grown", "records", "edge")
+    }
+    value = {key: found[1] for key, found in told.items() if found}
+    assert int(value["shown"]) >= 1700, "every two seconds"
+    assert value["grown"] == "0", "what it shows anew takes the place of what it showed"
+    of_last = int(value["records"].removesuffix("/s").replace(",", ""))
+    assert abs(of_last - int(value["shown"])) < 60, "the tile is of the last look"
+    assert 300 < int(value["edge"]) <= 390, "on a phone nothing but tables reaches beyond the edge"
 
 
 def test_a_browser_says_when_nobody_answers(tmp_path: Path) -> None:
