@@ -3,20 +3,17 @@
 Nothing here waits for the learner."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actors.budget import Budget
 from actors.group import Group
 from actors.ports import LearnerPort
+from actors.shard_config import ShardConfig
 from actors.state import Touched
 from schemas.records import I64, Windows
 from schemas.stats import ShardStats
 from schemas.stream import NEIGHBOUR
-
-if TYPE_CHECKING:
-    from actors.shard import ShardConfig
 
 TOLD = 1024  # nodes that the learner is told of in one call
 
@@ -28,7 +25,7 @@ class Offers:
         self,
         learner: LearnerPort | None,
         groups: Sequence[Group],
-        config: "ShardConfig",
+        config: ShardConfig,
         stats: ShardStats,
         clock: Callable[[], float],
     ) -> None:

@@ -30,7 +30,8 @@ from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.refetch import Refetch
 from actors.served import read_release, served
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from learning.config import EncoderConfig, LearnerConfig
 from schemas.errors import AfreshError, SinkDown

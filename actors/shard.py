@@ -7,12 +7,9 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated
 
-import msgspec
 import numpy as np
 import structlog
-from msgspec import Meta
 
 from actors.budget import Budget
 from actors.decode import BadRecord, Decoder
@@ -23,32 +20,17 @@ from actors.images import Images
 from actors.offers import Offers
 from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
 from actors.rejected import discreet
+from actors.rolling import Rolling
+from actors.shard_config import ShardConfig
 from actors.sink import Sink, Vectors, WriteResult
 from actors.skew import Part, Piece, Skew
 from actors.usage import cpu_s, resident_bytes
-from schemas.errors import SinkDown, SnapshotError, SourceDown
+from schemas.errors import SinkDown, SourceDown
 from schemas.records import I64, Decoded, Windows, category_hash
 from schemas.stats import LATENCY_BOUNDS_S, LETTERS, BadLetter, Latency, ShardStats
 
 LOOK_S = 1.0  # how often a quiet shard asks whether Redis still holds what it wrote
 log = structlog.get_logger()
-
-
-class ShardConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[shard]`: how many shard processes, and how each spends its time."""
-
-    shards: Annotated[int, Meta(ge=1)] = 1
-    max_records: Annotated[int, Meta(ge=1, le=65536)] = 2048
-    poll_s: Annotated[float, Meta(gt=0, le=1)] = 0.02
-    snapshot_every_s: Annotated[float, Meta(gt=0)] = 60.0
-    encode_share: Annotated[float, Meta(gt=0, lt=1)] = 0.3
-    """At most this share of a busy shard's time re-encodes entities for a new release."""
-    sample_share: Annotated[float, Meta(ge=0, lt=1)] = 0.1
-    """At most this share of its time cuts training windows."""
-    sample_windows: Annotated[int, Meta(ge=1)] = 64
-    """Windows cut from one micro-batch."""
-    threads: Annotated[int, Meta(ge=1)] = 1
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,6 @@ class Shard:
                 images.fit(group.state.slots)
         self.offers = Offers(ports.learner, groups, config, self._stats, clock)
         self._encoding = Budget(config.encode_share, clock)
-        self._due: dict[int, float] = {}
         # an image may take a second of the backbone, and a chunk is a turn: how many fit in one is found out
         self._least = 16 if images is None else 1
         self._chunk = 32 if images is None else 1
@@ -118,11 +99,16 @@ class Shard:
         }
         self.skew = Skew(max_skew_us, parts, source.idle, clock, wall)
         self._closed: set[Part] = set()  # paused partitions
-        for i, group in enumerate(groups):
-            # a first snapshot at once pins where a new group began; the others take turns
-            part = (i + 1) / len(groups) if group.positions else 0.0
-            group.opened_at = clock()
-            self._due[group.number] = clock() + config.snapshot_every_s * part
+        self.snapshots = Rolling(
+            groups,
+            config.snapshot_every_s,
+            source,
+            self._settle,
+            self._flush,
+            lambda: self.offers.forgets,
+            clock,
+        )
+        for group in groups:
             group.positions = source.start(group.number, group.positions or None)
 
     def run(self, stopping: Callable[[], bool]) -> None:
@@ -134,7 +120,7 @@ class Shard:
     def turn(self, max_records: int | None = None) -> int:
         """Polls once and takes what came all the way to Redis. Returns how many records came; where none
         did, how many were taken that had waited."""
-        if self.releases.refresh(bound=any(g.snapshot is not None for g in self.groups.values())):
+        if self.releases.refresh(bound=self.snapshots.under_way):
             self._swap()
         self._follow()
         self._sink_turn()
@@ -171,7 +157,9 @@ class Shard:
             self._look_at_redis()
         self._spread_news(idle=quiet)
         self._pay_owed(idle=quiet)
-        self._snapshot_turn()
+        pause = self.snapshots.turn(begin=not self.releases.waits)
+        if pause is not None:
+            self._observe(self._stats.snapshot_pause, pause)
         self._stats.progress += 1
         self._report()
         return came or sum(len(p.decoded.entities) for mine in by_group.values() for p in mine)
@@ -419,72 +407,20 @@ class Shard:
             self._encoding.spend(spent)
             return
 
-    # -- snapshots --------------------------------------------------------------------------------
+    # -- the end ----------------------------------------------------------------------------------
 
-    def _snapshot_turn(self) -> None:
-        """Begins a snapshot that is due, copies a slab of the one under way, ends the one that is done."""
-        for group in self.groups.values():
-            if group.snapshot is not None:
-                if group.snapshot.done():
-                    self._end_snapshot(group)
-                elif group.snapshot.ready():
-                    self._settle()  # `owed` is copied
-                    began = self._clock()
-                    if group.snapshot.turn(group.positions):
-                        self._observe(self._stats.snapshot_pause, self._clock() - began)
-                return
-        # not while slabs are ahead of the positions: a new one would not say of whom
-        caught_up = [n for n, group in self.groups.items() if group.state.marks is None]
-        due = min(caught_up, key=lambda number: self._due[number], default=None)
-        if due is not None and self._clock() >= self._due[due] and not self.releases.waits:
-            self._due[due] = self._clock() + self.config.snapshot_every_s
-            self._settle()
-            self.groups[due].begin_snapshot(self._flush, self.offers.forgets)
+    def drain(self) -> None:
+        """A last snapshot of every group, then all is closed."""
+        self._settle()
+        self.snapshots.last()
+        self._report(force=True)
+        self.close()
 
     def _flush(self) -> None:
         """What a snapshot's positions pass is durable elsewhere. Raises SourceDown."""
         self.dead_letters.flush()
         if self.mirror is not None:
             self.mirror.flush()
-
-    def _end_snapshot(self, group: Group) -> None:
-        snapshot, group.snapshot = group.snapshot, None
-        assert snapshot is not None
-        try:
-            snapshot.result()
-        except SnapshotError as error:
-            group.snapshot_failures += 1
-            log.error(
-                "snapshot_failed", group=group.number, reason=str(error), next="tried again in time"
-            )
-            return
-        group.snapshots += 1
-        group.snapshot_at = self._clock()
-        self.source.commit(group.number, snapshot.positions)
-
-    def drain(self) -> None:
-        """A last snapshot of every group, then all is closed."""
-        self._settle()
-        for group in self.groups.values():
-            self._finish_snapshot(group)  # the one under way is older than what was taken since
-            if group.state.marks is not None:
-                continue  # still catching up: the snapshot it was restored from is as good
-            group.begin_snapshot(self._flush, self.offers.forgets)
-            self._finish_snapshot(group)
-        self._report(force=True)
-        self.close()
-
-    def finish_snapshots(self) -> None:
-        """Those under way, here and now: nothing is taken meanwhile, so that all is as of one position."""
-        for group in self.groups.values():
-            self._finish_snapshot(group)
-
-    def _finish_snapshot(self, group: Group) -> None:
-        while group.snapshot is not None:
-            if group.snapshot.done():
-                self._end_snapshot(group)
-            elif not group.snapshot.turn(group.positions):
-                group.snapshot.wait(0.005)
 
     def close(self) -> None:
         self.source.close()

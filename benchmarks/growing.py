@@ -20,7 +20,8 @@ from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.group import Group
 from actors.ports import Batch
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from actors.sink import Vectors, WriteResult
 from benchmarks import flow
 from benchmarks.apart import apart

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from actors.decode import DecodeConfig, make_decoder
-from actors.shard import ShardConfig
+from actors.shard_config import ShardConfig
 from actors.state import State
 from benchmarks.retail import STREAM, Queries, Retail, cut_offs, micro_batches
 from learning.compatibility import procrustes, rotate

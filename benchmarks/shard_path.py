@@ -19,7 +19,8 @@ from actors.embed import Releases
 from actors.group import Group
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
 from benchmarks import flow
 from benchmarks.items import Item, at_least, shown

@@ -186,7 +186,7 @@ class Backfill:
                 shard.turn(shard.config.max_records * 4)
                 # Rows of one message share an offset, and a message may be cut elsewhere the next time:
                 # a snapshot must not hold a part of one.
-                shard.finish_snapshots()
+                shard.snapshots.finish()
                 bar.update(task, completed=source.done, total=source.total)
 
     def _go_on(self, stopped: str) -> None:
@@ -201,7 +201,7 @@ class Backfill:
         for group in shard.groups.values():
             if not folders(group.folder):
                 group.begin_snapshot(shard.dead_letters.flush, [])
-        shard.finish_snapshots()
+        shard.snapshots.finish()
         for group in shard.groups.values():
             if not folders(group.folder):
                 raise SnapshotError(f"{group.folder}: no snapshot could be written. {STOPPED}")

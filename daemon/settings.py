@@ -15,7 +15,7 @@ from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig, capacity
 from actors.decode import DecodeConfig, make_decoder
 from actors.redis_client import RedisConfig, connect
-from actors.shard import ShardConfig
+from actors.shard_config import ShardConfig
 from actors.source import SourceConfig
 from learning.config import (
     FITTING,

@@ -15,7 +15,8 @@ from actors.folders import epoch_of
 from actors.group import Group
 from actors.partitioner import partition_of
 from actors.ports import LearnerPort, Mirror
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from actors.state import State
 from learning.config import TemporalAttentionConfig
 from learning.node_table import NodeTable

@@ -16,7 +16,8 @@ from actors.group import Group
 from actors.ports import LearnerPort
 from actors.processes import images_of
 from actors.served import set_current
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from actors.sink import Sink
 from actors.state import State
 from learning import encoders, export

@@ -17,7 +17,8 @@ from actors.folders import epoch_of
 from actors.group import Group
 from actors.partitioner import partition_of
 from actors.served import set_current
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from benchmarks.faults.small_disks import Disk, SmallPath, Writer
 from benchmarks.faults.small_learner import SmallLearner
 from benchmarks.faults.stand_ins import (

@@ -7,7 +7,7 @@ import pytest
 
 from actors.folders import Folder, folders, write_folder
 from actors.group import Group
-from actors.shard import ShardConfig
+from actors.shard_config import ShardConfig
 from schemas.errors import SnapshotError
 from tests import services
 from tests.fake_sink import MemoryServer
@@ -71,7 +71,7 @@ def test_a_snapshot_begun_before_the_first_answer_knows_what_redis_took(folder: 
     snapshot, group.snapshot = group.snapshot, None
     settle(shard)
     group.snapshot = snapshot
-    shard._finish_snapshot(group)
+    shard.snapshots._finish(group)
     assert Folder.open(folders(folder / "group-0")[0]).meta["acked"] == [1]
 
 
@@ -103,7 +103,7 @@ def test_a_loss_noticed_while_a_snapshot_is_under_way_does_not_hide_the_next_one
     settle(shard)
     assert sorted(published(server)) == ["a"]
     group.snapshot = snapshot
-    shard._finish_snapshot(group)
+    shard.snapshots._finish(group)
     server.lose()
     again = make_shard(folder, source, server, restarts=1)
     settle(again)

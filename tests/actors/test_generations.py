@@ -95,7 +95,7 @@ def switch(folder: Path, shard: Shard, release: int = NEW) -> None:
     for _ in range(50):
         shard.turn()
         if shard.releases.waits:  # for a snapshot under way
-            shard.finish_snapshots()
+            shard.snapshots.finish()
         if shard.releases.current is not None and shard.releases.current.number == release:
             return
     raise AssertionError("it is never taken up")

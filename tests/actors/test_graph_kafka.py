@@ -19,7 +19,8 @@ from actors.encode import Release
 from actors.folders import epoch_of
 from actors.processes import Spec, open_shard
 from actors.redis_client import RedisConfig
-from actors.shard import Shard, ShardConfig
+from actors.shard import Shard
+from actors.shard_config import ShardConfig
 from actors.source import SourceConfig
 from daemon import servers
 from learning.config import EncoderConfig, LearnerConfig, TemporalAttentionConfig

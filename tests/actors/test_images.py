@@ -12,7 +12,8 @@ from actors.graphs import in_parts
 from actors.images import Images
 from actors.learn import resident_windows
 from actors.ports import LearnerPort
-from actors.shard import Shard, ShardConfig
+from actors.shard import Shard
+from actors.shard_config import ShardConfig
 from schemas.records import Rows, Told, Windows
 from schemas.stream import ImageConfig, StreamConfig
 from tests.fake_sink import MemoryServer

@@ -169,7 +169,7 @@ def test_it_is_forgotten_once_every_kept_snapshot_is_past_it(tmp_path: Path) -> 
     assert b'"aside":[["memory",12]]' in known.read_bytes()
     for _ in range(2):
         shard.groups[0].begin_snapshot(lambda: None, [])
-        shard.finish_snapshots()
+        shard.snapshots.finish()
     opened(tmp_path, source, decoder, 100)
     assert b'"aside":[]' in known.read_bytes()
 

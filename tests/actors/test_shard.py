@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from actors.partitioner import partition_of
 from actors.served import set_current
-from actors.shard import Shard, ShardConfig
+from actors.shard import Shard
+from actors.shard_config import ShardConfig
 from schemas.errors import Fenced
 from schemas.stats import LETTERS
 from tests.fake_sink import MemoryServer

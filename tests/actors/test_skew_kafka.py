@@ -11,7 +11,8 @@ from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases
 from actors.folders import epoch_of
 from actors.group import Group
-from actors.shard import Ports, Shard, ShardConfig
+from actors.shard import Ports, Shard
+from actors.shard_config import ShardConfig
 from actors.source import KafkaSource, SourceConfig
 from schemas.records import Told, Windows
 from tests.fake_sink import MemoryServer, MemorySink

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.shard import Shard, ShardConfig
+from actors.shard import Shard
+from actors.shard_config import ShardConfig
 from schemas.errors import Fenced
 from tests import services
 from tests.fake_sink import MemoryServer
