@@ -171,7 +171,7 @@ class State:
 
     def anew(self, touched: Touched) -> Bool:
         """[M] whose vector stepping from the state before does not give."""
-        n, half = self.count[touched.slots], self.anchor // 2
+        n, half = self.count[touched.slots], max(self.anchor // 2, 1)  # of one image all are anew
         return np.asarray(touched.late | (n // half > (n - touched.lengths) // half))
 
     # -- records in -------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Lab:
 
     def put(self, *records: Record) -> None:
         self.source.put(*records)
-        if self.shard.releases.current is None and self.shard.releases._next is None:
+        if self.shard.releases.current is None and self.shard.releases._came is None:
             self.shard.turn()
         else:
             settle(self.shard)

@@ -341,7 +341,7 @@ def test_what_waited_is_read_again_after_a_crash(tmp_path: Path) -> None:
     shard = make_shard(tmp_path, source, MemoryServer(), max_skew_us=SKEW_US)
     while not shard.skew.waiting(0)[0]:
         shard.turn(20)
-    shard.finish_snapshots()
+    shard.snapshots.finish()
     shard.drain()
     assert source.committed[0][0] < 20, "of the first batch some waited"
     again = make_shard(tmp_path, source, MemoryServer(), restarts=1, max_skew_us=SKEW_US)
