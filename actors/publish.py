@@ -23,6 +23,7 @@ from actors.redis_sink import RedisSink
 from actors.served import (
     Served,
     current_release,
+    give_up,
     read_release,
     served,
     set_current,
@@ -39,6 +40,7 @@ from schemas.stream import StreamConfig
 log = structlog.get_logger()
 KEEP = 10
 SWITCHING = "switching"  # file: readers are being told of this release of another generation
+AGAIN_US = 60e6  # after so long what Redis or the disk refused is tried again
 STEPS = 10  # of removing an old generation, in one turn
 
 
@@ -87,7 +89,8 @@ class Publish:
         if now.next:
             self._switch_turn(now)
         current = current_release(self._releases)
-        self._tell(current)
+        if not (self._releases / SWITCHING).exists():  # else Redis may name the next one already
+            self._tell(current)
         self._drop_turn()
         self._stats.held = requests.held(self._releases)
         filling = served(self._releases).next
@@ -148,7 +151,7 @@ class Publish:
         try:
             requests.hold(self._releases, f"rolled back to {release}")
             if now.next:
-                now = self._give_up(now)
+                self._give_up()
             if manifest.generation == self._manifest(now.release).generation:
                 with suppress(SinkDown):
                     self._put(release, needed=True)
@@ -241,32 +244,33 @@ class Publish:
         set_served(self._releases, opened)
         log.info("generation_filled", release=manifest.release, generation=generation)
 
-    def _give_up(self, now: Served) -> Served:
-        """What was being filled is of no use to anybody."""
-        left = replace(now, next=0, generation=0, left_us={**now.left_us, now.generation: 0})
-        set_served(self._releases, left)
+    def _give_up(self) -> None:
+        give_up(self._releases)
         (self._releases / SWITCHING).unlink(missing_ok=True)
-        return left
 
     def _switch_turn(self, now: Served) -> None:
         """Readers go over to another generation once every entity is in it: they are told first, for shards write
         the old one only until they know."""
         mark, old = self._releases / SWITCHING, self._manifest(now.release).generation
-        new = self._manifest(now.next)
-        if not mark.exists():  # else we were killed in the middle
-            if self.filled != now.next:
-                return
-            write_file(mark, b"")
+        if self.filled != now.next and not mark.exists():  # else we were killed in the middle
+            return
         refuse_replaced(self._root, self._epoch >> 20, "this publisher")
         try:
+            new = self._manifest(now.next)
+            write_file(mark, b"")
             self._put(now.next, needed=True)
             self._sink.set_current(Current(new.release, new.generation, new.dim), self._epoch)
-        except SinkDown:
+            left_us = {**now.left_us, old: int(self._wall() * 1e6)}
+            left_us.pop(new.generation, None)
+            set_served(self._releases, Served(now.next, now.swap + 1, 0, 0, left_us))
+            mark.unlink(missing_ok=True)
+        except (SinkDown, OSError) as error:  # Redis is down, or the disk is full
+            log.error("generation_not_served", release=now.next, reason=str(error), next="again")
             return
-        left_us = {**now.left_us, old: int(self._wall() * 1e6)}
-        left_us.pop(new.generation, None)
-        set_served(self._releases, Served(now.next, now.swap + 1, 0, 0, left_us))
-        mark.unlink(missing_ok=True)
+        except (ReleaseError, SnapshotError) as error:
+            log.error("release_damaged", release=now.next, reason=str(error), next="given up")
+            self._give_up()
+            return
         self._announced, self.filled = 0, 0
         log.warning("generation_served", generation=new.generation, release=new.release)
 
@@ -282,14 +286,13 @@ class Publish:
                 self._cursor = self._sink.drop_generation(due[0], self._cursor)
                 if not self._cursor:
                     break
-        except SinkDown as error:
-            self._drop_at_us = now_us + 60e6
+            if not self._cursor:
+                left_us = {g: us for g, us in now.left_us.items() if g != due[0]}
+                set_served(self._releases, replace(now, left_us=left_us))
+                log.info("generation_removed", generation=due[0])
+        except (SinkDown, OSError) as error:
+            self._drop_at_us = now_us + AGAIN_US
             log.error("generation_not_removed", generation=due[0], reason=str(error))
-            return
-        if not self._cursor:
-            left_us = {g: us for g, us in now.left_us.items() if g != due[0]}
-            set_served(self._releases, replace(now, left_us=left_us))
-            log.info("generation_removed", generation=due[0])
 
     def _generation_of(self, release: int) -> int:
         """0 where its manifest cannot be read."""

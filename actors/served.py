@@ -52,6 +52,13 @@ def set_served(releases: Path, new: Served) -> None:
     write_file(releases / CURRENT, " ".join(words).encode())
 
 
+def give_up(releases: Path) -> None:
+    """What was being filled is of no use to anybody."""
+    now = served(releases)
+    left_us = {**now.left_us, now.generation: 0}
+    set_served(releases, replace(now, next=0, generation=0, left_us=left_us))
+
+
 def current_release(releases: Path) -> int:
     return served(releases).release
 
@@ -66,9 +73,16 @@ def usable_release(releases: Path) -> int:
     """The release to serve, verified; 0 where there is none yet.
 
     Where its files are damaged the newest whole one before it becomes current. ReleaseError: none is whole."""
-    current = current_release(releases)
+    now = served(releases)
+    current = now.release
     if not current:
         return 0
+    if now.next:
+        try:
+            read_release(releases / str(now.next))
+        except ReleaseError as error:
+            log.error("release_damaged", release=now.next, reason=str(error), next="given up")
+            give_up(releases)
     numbers = [int(p.name) for p in releases.iterdir() if p.name.isdigit()]
     reasons = []
     for number in sorted((n for n in numbers if n <= current), reverse=True):

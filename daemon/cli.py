@@ -191,6 +191,11 @@ def _status_table(found: dict[str, Any]) -> Table:
         ),
         ("groups", ", ".join(f"{g['group']}: {g['phase']}" for g in groups)),
         ("release", f"{publisher.get('release', 0)}, generation {publisher.get('generation', 0)}"),
+        *(
+            [("being filled", f"release {n}, {sum(g['to_fill'] for g in groups):,} entities to go")]
+            if (n := publisher.get("next_release"))
+            else []
+        ),
         ("updates", f"{learner.get('updates', 0):,}, loss {learner.get('loss')}"),
         ("effective rank", f"{learner.get('effective_rank')}"),
         ("restarts", ", ".join(f"{k} {v}" for k, v in found["restarts"].items())),

@@ -1,5 +1,7 @@
 """What cannot be compared with what is served begins another generation; readers go over when it is full."""
 
+import errno
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -10,7 +12,7 @@ from actors.candidate import GenerationConfig, ReleaseConfig
 from actors.folders import Folder
 from actors.publish import Publish
 from actors.requests import Request, ask
-from actors.served import Served, served
+from actors.served import Served, served, set_served, usable_release
 from schemas.published import current_key, encoder_key, entity_key
 from tests.actors.test_publish import Service, entries, learned, make, service  # noqa: F401
 from tests.services import ENCODER, STREAM
@@ -107,6 +109,44 @@ def test_who_was_killed_in_the_middle_of_it_goes_on(
     assert state(service).release == 2
     assert database.hget(current_key(stream), "release") == b"2"
     assert entries(database, stream) == [(b"1", b"release"), (b"2", b"release")], "nobody went back"
+
+
+def test_a_damaged_one_is_given_up(service: Service) -> None:  # noqa: F811
+    """Whether the publisher notices, or a daemon that starts."""
+    start(service)
+    service.release(0)
+    service.release(1)
+    releases = service.root / "releases"
+    file = releases / "2" / "encode.onnx"
+    file.write_bytes(file.read_bytes()[:-1])
+    service.publish._there.clear()  # it is told to Redis again
+    fill(service)
+    assert state(service).release == 1 and not state(service).next
+    set_served(releases, replace(state(service), next=2, generation=2))
+    assert usable_release(releases) == 1
+    assert state(service) == Served(1, 1, left_us={2: 0})
+
+
+def test_a_full_disk_holds_it_up(
+    service: Service,  # noqa: F811
+    database: redis.Redis,
+    stream: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(releases: Path, new: Served) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    start(service)
+    service.release(0)
+    service.release(1)
+    with monkeypatch.context() as disk:
+        disk.setattr("actors.publish.set_served", full)
+        fill(service)
+        service.turns()
+    assert state(service).release == 1
+    service.turns(1)
+    assert state(service).release == 2
+    assert entries(database, stream) == [(b"1", b"release"), (b"2", b"release")]
 
 
 def test_the_old_one_is_kept_for_its_grace(
