@@ -8,6 +8,7 @@ from threading import Thread
 import numpy as np
 import structlog
 
+from actors.cut import Columns
 from actors.encode import IMAGES, Release
 from actors.served import served
 from actors.state import State, Touched
@@ -25,8 +26,8 @@ class Releases:
 
     `swap` counts how often the service's current release has changed, up to the one here."""
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder: Path, threads: int = 1, there: Columns | None = None) -> None:
+        self.folder, self.threads, self._there = folder, threads, there
         self.current: Release | None = None
         self.next: Release | None = None
         self.swap = 0
@@ -73,7 +74,7 @@ class Releases:
 
     def _load(self, number: int, swap: int) -> None:
         try:
-            release = Release.load(self.folder / str(number), self.threads)
+            release = Release.load(self.folder / str(number), self.threads, self._there)
             self._warm(release)
             self._came = release
         except Exception as error:  # whatever the runtime raises: it would be tried at every turn
@@ -88,12 +89,13 @@ class Releases:
     def _warm(self, release: Release) -> None:
         """The first run of a session allocates: not in the stream's time."""
         m = release.manifest
+        numbers, categories = self._there or Columns(m.numbers, m.categories)
         if m.side:
             release.encode_images(np.zeros((IMAGES, CHANNELS * m.side**2), np.uint8))
             return
         shape = Shape(
-            len(m.numbers),
-            len(m.categories),
+            len(numbers),
+            len(categories),
             m.session_gap_us,
             node_numbers=len(m.node_numbers),
             node_categories=len(m.node_categories),
@@ -109,7 +111,8 @@ class Releases:
         """The release that a state is tagged with; None if it cannot be had or is of another generation."""
         if number not in self._loaded:
             try:
-                self._loaded[number] = Release.load(self.folder / str(number), self.threads)
+                folder = self.folder / str(number)
+                self._loaded[number] = Release.load(folder, self.threads, self._there)
             except ReleaseError:
                 self._loaded[number] = None
         found = self._loaded[number]

@@ -8,8 +8,10 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 
+from actors.cut import Columns, Cut
 from actors.served import read_release
 from learning.inline import check_inline
+from schemas.errors import ReleaseError
 from schemas.published import Manifest
 from schemas.records import F32, F64, I64, U8, Features, Rows
 from schemas.stream import CHANNELS
@@ -44,12 +46,22 @@ class Release:
     manifest: Manifest
     encode_session: ort.InferenceSession
     step_session: ort.InferenceSession | None  # None: every vector is encoded anew
+    cut: Cut | None = None  # of rows that have other columns too
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> "Release":
+    def load(cls, folder: Path, threads: int = 1, there: Columns | None = None) -> "Release":
+        """there: columns of the rows that it will be given; None: its own. Raises ReleaseError."""
         manifest, graphs = read_release(folder)
+        try:
+            own = Columns(manifest.numbers, manifest.categories)
+            cut = None if there is None else Cut.of(own, there)
+        except KeyError as lacking:
+            raise ReleaseError(
+                f"{folder}: the release reads the field {lacking}, which rows have no more. Name it again under "
+                "[[stream.field]] and start the daemon anew."
+            ) from None
         step = session(graphs["step"], threads) if "step" in graphs else None
-        return cls(manifest, session(graphs["encode"], threads), step)
+        return cls(manifest, session(graphs["encode"], threads), step, cut)
 
     @property
     def number(self) -> int:
@@ -69,6 +81,8 @@ class Release:
         own [B] and far [B, T]: what nodes have of their own, and each row's far one, where the stream says that.
         Returns embeddings [B, D] and states [B, H] (H = 0 where nothing recurs)."""
         b = len(lengths)
+        if self.cut is not None:
+            rows, totals = self.cut.rows(rows), totals[:, self.cut.totals]
         feed = {
             "time_us": rows.time_us,
             "numbers": rows.numbers,
@@ -101,6 +115,8 @@ class Release:
     ) -> tuple[F32, F32]:
         """One more record for each of B entities: embeddings [B, D] and states [B, H]."""
         assert self.step_session is not None
+        if self.cut is not None:
+            rows, totals = self.cut.rows(rows), totals[:, self.cut.totals]
         feed = {
             "time_us": rows.time_us,
             "numbers": rows.numbers,

@@ -110,9 +110,9 @@ class Group:
         sizes: as Sizes. fields: names of the columns, numbers first."""
 
         def load(found: Folder) -> Group:
-            group_meta.check(found, topics, fields, graph=shape.graph)
+            group_meta.check(found, topics, fields, shape)
             state = _state(shape, Sizes(*sizes))
-            group = cls(number, epoch, topics, state, restore(found, state), folder)
+            group = cls(number, epoch, topics, state, restore(found, state, fields), folder)
             group_meta.take(group, found.meta)
             return group
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from actors.folders import Folder
 from actors.mirror import Mark
 from schemas.errors import SnapshotError
+from schemas.stream import Shape
 
 if TYPE_CHECKING:
     from actors.group import Group
@@ -13,9 +14,11 @@ if TYPE_CHECKING:
 FILES = "files:"  # how the one topic of a backfill begins; no topic of Kafka has such a name
 
 
-def check(found: Folder, topics: Sequence[str], fields: Sequence[str], *, graph: bool) -> None:
+def check(found: Folder, topics: Sequence[str], fields: Sequence[str], shape: Shape) -> None:
     """Raises SnapshotError where it is of other settings."""
-    for what, now in (("topics", list(topics)), ("fields", list(fields))):
+    graph = shape.graph
+    fixed = list(fields) if shape.unit != "events" else found.meta["fields"]
+    for what, now in (("topics", list(topics)), ("fields", fixed)):
         if found.meta[what] != now:
             raise SnapshotError(
                 f"{found.path} has the {what} {found.meta[what]}, the settings name {now}. "

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from actors.budget import Budget
+from actors.cut import Cut
 from actors.group import Group
 from actors.ports import LearnerPort
 from actors.shard_config import ShardConfig
@@ -32,6 +33,9 @@ class Offers:
         self.learner, self._groups, self._stats, self._clock = learner, groups, stats, clock
         self.budget, self._windows = Budget(config.sample_share, clock), config.sample_windows
         self._rng = np.random.default_rng([config.seed, *sorted(g.number for g in groups)])
+        self.cut: Cut | None = (
+            None  # of fields that only a release still names the learner knows nothing
+        )
         self._telling: tuple[Group, I64] | None = None  # nodes that the learner is told of just now
         self._told_to = -1  # which of the learner's processes
         # deleted entities that the learner has not yet durably forgotten
@@ -50,7 +54,8 @@ class Offers:
         began = self._clock()
         n = min(self._windows, len(touched.slots))
         slots = self._rng.choice(touched.slots, n, replace=False)
-        self._offer(group, group.state.windows(np.sort(slots)), began)
+        windows = group.state.windows(np.sort(slots))
+        self._offer(group, windows if self.cut is None else self.cut.windows(windows), began)
 
     def images(self, group: Group, parts: list[Windows]) -> None:
         """Images that came, as time allows."""

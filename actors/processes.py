@@ -16,6 +16,7 @@ import structlog
 
 from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig, capacity
+from actors.cut import Cut, columns, wide
 from actors.decode import DecodeConfig, Decoder, make_decoder
 from actors.embed import Releases
 from actors.fetch import Fetcher
@@ -169,7 +170,8 @@ class ShardProcess(Worker):
 
 def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) -> Shard:
     """Everything that a shard of these groups (number -> epoch) needs, restored and connected."""
-    shape = spec.stream.shape
+    stream = wide(spec.stream, spec.releases)
+    shape, there = stream.shape, columns(stream)
     window, hidden, anchor = widths(spec.releases, spec.encoder)
     slots = capacity(spec.state, spec.groups, shape, window, hidden)
     config, mirror = spec.source, None
@@ -185,7 +187,7 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
             spec.root / f"group-{number}",
             shape,
             (window, hidden, slots, spec.groups * slots, anchor),
-            spec.stream.columns,
+            stream.columns,
         )
         for number, epoch in sorted(groups.items())
     ]
@@ -205,16 +207,18 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         )
     ports = Ports(
         source,
-        make_decoder(spec.stream, spec.decode),
+        make_decoder(stream, spec.decode),
         sink,
         KafkaDeadLetters(config, spec.name),
-        Releases(spec.releases, spec.shard.threads),
+        Releases(spec.releases, spec.shard.threads, there),
         learner,
         mirror,
     )
     skew_us = spec.source.max_skew_us(spec.stream.nodes)
     images = images_of(spec.stream, opened, ports.decoder)
-    return Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
+    shard = Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
+    shard.offers.cut = Cut.of(columns(spec.stream), there)
+    return shard
 
 
 def widths(releases: Path, encoder: EncoderConfig) -> tuple[int, int, int]:

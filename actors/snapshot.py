@@ -5,7 +5,7 @@ carries the positions of that moment (`Marks`); a restored group reads again fro
 first slab was copied, and each entity skips what its slab already holds."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from actors.capacity import entity_bytes
+from actors.cut import Columns, moved
 from actors.folders import Folder, prune, write_folder
 from actors.graves import mark_dead
 from actors.state import SLAB, Marks, State
@@ -192,17 +193,23 @@ class GroupSnapshot:
                 self._queue.get_nowait()
 
 
-def restore(folder: Folder, state: State) -> list[int]:
+def restore(folder: Folder, state: State, fields: Sequence[str] = ()) -> list[int]:
     """Fills an empty `state` from a group's snapshot; returns the positions to read again from.
 
-    The settings may have changed: the recurrent state is kept if its width is the same, of a longer ring the
-    newest rows (of events), and of more entities than there is room for the least recently touched are left
-    out (as if evicted)."""
+    The settings may have changed: the recurrent state is kept if its width is the same; of events, of a longer
+    ring the newest rows, and of other fields (now named `fields`) what both have; of more entities than there is
+    room for the least recently touched are left out (as if evicted)."""
     meta = folder.meta
-    whole = state.shape.graph or state.shape.side
+    whole = state.shape.unit != "events"
+    before, now_there = (
+        Columns.of(meta.get("fields", []), meta["numbers"]),
+        Columns.of(fields, state.shape.numbers),
+    )
+    change = None if before == now_there or not fields else (before, now_there)
     for key, now in (
         ("window", state.window if whole else meta["window"]),
-        ("numbers", state.shape.numbers), ("categories", state.shape.categories),
+        ("numbers", state.shape.numbers if change is None else meta["numbers"]),
+        ("categories", state.shape.categories if change is None else meta["categories"]),
         ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
         ("side", state.shape.side), ("keep", state.shape.keep),
     ):  # fmt: skip
@@ -221,6 +228,8 @@ def restore(folder: Folder, state: State) -> list[int]:
         marks.offsets[s] = slab["positions"] or [0]
         same = meta["hidden"] == state.hidden
         tensors = folder.tensors(slab["file"])
+        if change is not None:
+            _exchange(tensors, *change)
         _fill(state, tensors, marks, s, same_state=same, window=meta["window"])
     state.clock, state.life_us = meta["clock"], max(meta["life_us"], state.life_us)
     left_out = state.counts.evicted
@@ -280,6 +289,22 @@ def _fill(
     if isinstance(state.rows, ImageRows) and not same_state:
         state.rows.release[to] = 0
     marks.slab[slots] = slab
+
+
+def _exchange(t: dict[str, np.ndarray], before: Columns, now: Columns) -> None:
+    """A slab's rows and totals with other fields: all its rows lack what is new."""
+    n = len(t["numbers"])
+    for names, old, columns, blank in (
+        (now.numbers, before.numbers, ("numbers",), (np.nan,)),
+        (now.categories, before.categories, ("categories", "missing"), (0, True)),
+    ):
+        both = [name for name in names if name in old]
+        to, of = ([c.index(name) for name in both] for c in (names, old))
+        for column, value in zip(columns, blank, strict=True):
+            made = np.full((n, len(names)), value, t[column].dtype)
+            made[:, to] = t[column][:, of]
+            t[column] = made
+    t["totals"] = moved(t["totals"], before, now)
 
 
 def _room_for(state: State, names: list[str], touched: I64, marks: Marks) -> Bool:

@@ -10,6 +10,7 @@ import structlog
 
 from actors import lease as leases
 from actors import spawn
+from actors.cut import set_learner_aside
 from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
 from actors.served import current_release, read_release, usable_release
@@ -186,6 +187,8 @@ class App:
             )
         write_file(known, str(self._groups).encode())
         current = usable_release(settings.releases)
+        if aside := set_learner_aside(settings.folder, settings.stream):
+            log.warning("learner_begins_anew", why="stream.field names others", aside=str(aside))
         if current:
             refuse_changed(settings, read_release(settings.releases / str(current))[0])
         elif not settings.learner.enabled:
@@ -416,10 +419,10 @@ def refuse_changed(settings: Settings, served: Manifest) -> None:
         ("encoder.window", served.window, served.window if events else settings.encoder.window),
         ("stream.image.side", served.side, stream.shape.side),
         ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
-        ("stream.field", served.numbers + served.categories, of_edges),
+        ("stream.field", served.numbers + served.categories, of_edges if not events else None),
         ("stream.node", served.node_numbers + served.node_categories, of_nodes),
     ):
-        if before != now:
+        if now is not None and before != now:
             raise SettingsError(
                 f"{key} is {now}, release {served.release} was made with {before}. It may not change while "
                 "releases are served: set it back, or start a stream of another name."

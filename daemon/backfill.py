@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors import lease as leases
 from actors.capacity import capacity
+from actors.cut import columns, wide
 from actors.dead_letters import KafkaDeadLetters
 from actors.decode import make_decoder
 from actors.embed import Releases
@@ -127,7 +128,8 @@ class Backfill:
 
     def _shard(self, source: FileSource, groups: int, epoch: int) -> Shard:
         s = self._settings
-        shape = s.stream.shape
+        stream = wide(s.stream, s.releases)
+        shape = stream.shape
         window, hidden, anchor = widths(s.releases, s.encoder)
         slots = capacity(s.state, groups, shape, window, hidden)
         left = self._left(groups)
@@ -139,7 +141,7 @@ class Backfill:
                 s.group_folder(n),
                 shape,
                 (window, hidden, slots, groups * slots, anchor),
-                s.stream.columns,
+                stream.columns,
             )
             for n in left
         ]
@@ -148,7 +150,7 @@ class Backfill:
                 group.join(groups)
         ports = Ports(
             source,
-            make_decoder(s.stream, msgspec.structs.replace(s.decode, format=source.decode_format)),
+            make_decoder(stream, msgspec.structs.replace(s.decode, format=source.decode_format)),
             RedisSink(s.redis, s.name),
             KafkaDeadLetters(s.source, s.name),
             Releases(s.folder / "none-yet"),  # nothing is encoded while history comes in
@@ -226,7 +228,8 @@ class Backfill:
             group.phase = "starting"
         if not current_release(s.releases):
             return  # the first release will write them
-        shard.releases = Releases(s.releases, s.shard.threads)
+        there = columns(wide(s.stream, s.releases))
+        shard.releases = Releases(s.releases, s.shard.threads, there)
         owed = Progress(
             TextColumn("vectors"),
             BarColumn(),

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import torch
 
+from actors.cut import columns
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
 from actors.encode import Release
@@ -93,7 +94,13 @@ def make_shard(
     sizes = sizes or (encoder.window, encoder.kept, slots)
     groups = [
         Group.open(
-            n, epoch_of(1, restarts), source.topics, folder / f"group-{n}", stream.shape, sizes
+            n,
+            epoch_of(1, restarts),
+            source.topics,
+            folder / f"group-{n}",
+            stream.shape,
+            sizes,
+            stream.columns,
         )
         for n in sorted({group for group, _ in source._logs})
     ]
@@ -102,7 +109,7 @@ def make_shard(
         make_decoder(stream, DecodeConfig()),
         MemorySink(server) if isinstance(server, MemoryServer) else server,
         MemoryDeadLetters(),
-        Releases(folder / "releases"),
+        Releases(folder / "releases", there=columns(stream)),
         learner,
     )
     config = config or ShardConfig(snapshot_every_s=1e-9)

@@ -3,19 +3,25 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from actors.served import served, set_served
+from actors.cut import columns, wide
+from actors.encode import Release
+from actors.served import Served, served, set_served
 from actors.shard import Shard
 from learning.config import GruConfig
+from schemas.errors import ReleaseError, SettingsError
+from schemas.stream import Field, FieldType
 from tests.actors.test_shard import stream
 from tests.fake_sink import MemoryServer
-from tests.fakes import MemorySource
+from tests.fakes import MemorySource, Record
 from tests.services import (
     ENCODER,
+    STREAM,
     adopt,
     assert_same,
     deletion,
@@ -140,6 +146,79 @@ def test_a_generation_is_filled_while_the_other_is_served(folder: Path) -> None:
         published(server, 2),
         from_scratch(records + last, folder / "releases" / "3", encoder=WIDE),
     )
+
+
+PRICED = msgspec.structs.replace(
+    STREAM,
+    field=(
+        Field("price", FieldType.number),
+        Field("what", FieldType.category),
+        Field("place", FieldType.category),
+        Field("amount", FieldType.number),
+    ),
+)
+"""Other fields: `weight` is named no more, two are new."""
+
+
+def priced(n: int, seed: int) -> list[Record]:
+    rng = np.random.default_rng(seed)
+    return [
+        record(f"e{rng.integers(6)}", 2_000_000 + 600 * i, float(rng.normal()), weight=1.5,
+               price=float(rng.normal()), place=f"p{rng.integers(3)}")
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_other_fields_are_another_generation_of_the_same_state(
+    tmp_path: Path, releases: Path
+) -> None:
+    """What came before lacks what is new, in the ring as in a record that does not name it."""
+    folder = serving(tmp_path, releases)
+    make_release(folder / "releases", 9, WIDE, PRICED, generation=2)
+    set_served(folder / "releases", Served(OLD, 1))
+    before, after = stream(40, 6, 0), priced(30, 1)
+    source, server = MemorySource(list(before)), MemoryServer()
+    shard = opened(folder, source, server)
+    adopt(shard)
+    settle(shard)
+    shard.drain()
+    both = wide(PRICED, folder / "releases")
+    assert both.columns == ("price", "amount", "weight", "what", "place")
+    sizes = WIDE.window, ENCODER.kept, 256, 0, ENCODER.window
+    source.put(*after)
+    shard = make_shard(folder, source, server, 1, sizes=sizes, stream=both)  # type: ignore[arg-type]
+    adopt(shard)
+    settle(shard)
+    fill(folder, shard, 9)
+    assert filled(shard) == 9
+    records = before + after
+    assert_same(published(server), from_scratch(records, folder / "releases" / "1"))
+    anew = from_scratch(records, folder / "releases" / "9", PRICED, WIDE)
+    assert_same(published(server, 2), anew)
+    switch(folder, shard, 9)
+    shard.drain()
+    shard = make_shard(
+        folder,
+        source,
+        server,
+        2,
+        sizes=(16, WIDE.kept, 256),
+        stream=wide(PRICED, folder / "releases"),
+    )
+    assert shard.groups[0].fields == PRICED.columns, "nobody reads what was dropped any more"
+    source.put(*(more := priced(10, 2)))
+    adopt(shard)
+    settle(shard)
+    anew = from_scratch(records + more, folder / "releases" / "9", PRICED, WIDE)
+    assert_same(published(server, 2), anew)
+    with pytest.raises(ReleaseError, match="reads the field 'weight', which rows have no more"):
+        Release.load(folder / "releases" / "1", there=columns(PRICED))
+
+
+def test_a_field_of_another_kind_needs_another_name(folder: Path) -> None:
+    other = (Field("what", FieldType.number), *STREAM.field[1:])
+    with pytest.raises(SettingsError, match="'what' is a number, and of release 1 a category"):
+        wide(msgspec.structs.replace(STREAM, field=other), folder / "releases")
 
 
 def test_a_deleted_entity_is_gone_from_all_that_readers_may_look_into(folder: Path) -> None:
