@@ -76,6 +76,8 @@ class Group:
     swap: int = 0  # up to which swap of releases `state.owed` tells what Redis lacks
     owed_deletions: dict[str, None] = field(default_factory=dict)
     forgets: list[int] = field(default_factory=list)  # of the snapshot: see Shard
+    lacking: dict[str, list[int]] = field(default_factory=dict)
+    """Fields that rows lack which came before these positions: see refill.py."""
     # what Redis was last seen to hold; `acked` never falls, for slabs of a snapshot may rest on it
     held: list[int] = field(default_factory=list)
     held_loss: int = 0
@@ -114,6 +116,7 @@ class Group:
             state = _state(shape, Sizes(*sizes))
             group = cls(number, epoch, topics, state, restore(found, state, fields), folder)
             group_meta.take(group, found.meta)
+            group_meta.note_new_fields(group, found.meta, fields)
             return group
 
         group = newest(folder, load)
@@ -371,7 +374,7 @@ class Group:
         tagged = (state.count[:n] > 0) & (state.tag[:n] > 0)
         if self.images is not None:  # what is not to be encoded again holds no release up
             tagged &= state.owed[:n]
-        unfilled = 0 if self.next is None else self.next.still
+        unfilled, serving = 0 if self.next is None else self.next.still, self.phase == "serving"
         tags = state.tag[:n][tagged]
         return GroupStats(
             group=self.number,
@@ -389,7 +392,7 @@ class Group:
             oldest_release=int(tags.min()) if len(tags) else 0,
             to_encode=self.served.still + len(self.news),
             to_fill=unfilled,
-            filled=self.next_release if self.phase == "serving" and not unfilled else 0,
+            filled=self.next_release if serving and not unfilled and not self.lacking else 0,
             snapshot_age_s=now - (self.opened_at if self.snapshot_at is None else self.snapshot_at),
             snapshots=self.snapshots,
             snapshot_failures=self.snapshot_failures,

@@ -44,6 +44,7 @@ def of(group: "Group", forgets: Sequence[int]) -> dict[str, Any]:
         "buried": [[node, since] for node, since in group.buried.since.items()],
         "mirrored": [[*source, *mark] for source, mark in group.mirrored.items()],
         "news": group.news.pending,
+        "lacking": {name: list(at) for name, at in group.lacking.items()},
     }
 
 
@@ -57,6 +58,16 @@ def take(group: "Group", meta: dict[str, Any]) -> None:
     group.buried.since.update(meta.get("buried", []))
     group.mirrored = {(g, t): Mark(*at) for g, t, *at in meta.get("mirrored", [])}
     group.news.new.update(meta.get("news", []))
+    group.lacking = {name: list(at) for name, at in meta.get("lacking", {}).items()}
+
+
+def note_new_fields(group: "Group", meta: dict[str, Any], fields: Sequence[str]) -> None:
+    """Rows up to here lack what the snapshot did not know; what is named no more nobody lacks."""
+    group.lacking = {name: at for name, at in group.lacking.items() if name in fields}
+    known = meta["fields"]
+    if known and group.state.shape.unit == "events":
+        new = (name for name in fields if name not in known)
+        group.lacking |= {name: list(group.positions) for name in new}
 
 
 def _remedy(found: list[str]) -> str:

@@ -51,6 +51,8 @@ class Offers:
         """Cuts training windows of entities that were just touched; never waits for the learner."""
         if self.learner is None or not len(touched.slots) or not self.budget.allows():
             return
+        if group.lacking:  # windows of half of them would teach that a field is mostly missing
+            return
         began = self._clock()
         n = min(self._windows, len(touched.slots))
         slots = self._rng.choice(touched.slots, n, replace=False)

@@ -30,6 +30,7 @@ from actors.quarantine import Quarantine
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.refetch import Refetch
+from actors.refill import Refill
 from actors.served import read_release, served
 from actors.shard import Ports, Shard
 from actors.shard_config import ShardConfig
@@ -218,6 +219,9 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
     images = images_of(spec.stream, opened, ports.decoder)
     shard = Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
     shard.offers.cut = Cut.of(columns(spec.stream), there)
+    if any(group.lacking for group in opened):
+        again = msgspec.structs.replace(config, start="earliest")
+        shard.refill = Refill(KafkaSource(again, spec.name, spec.groups), ports.decoder, opened)
     return shard
 
 

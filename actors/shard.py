@@ -19,6 +19,7 @@ from actors.group import Group
 from actors.images import Images
 from actors.offers import Offers
 from actors.ports import Batch, DeadLetters, LearnerPort, Mirror, Source
+from actors.refill import Refill
 from actors.rejected import discreet
 from actors.rolling import Rolling
 from actors.shard_config import ShardConfig
@@ -99,6 +100,7 @@ class Shard:
         }
         self.skew = Skew(max_skew_us, parts, source.idle, clock, wall)
         self._closed: set[Part] = set()  # paused partitions
+        self.refill: Refill | None = None
         self.snapshots = Rolling(
             groups,
             config.snapshot_every_s,
@@ -155,9 +157,11 @@ class Shard:
         quiet = not (batches or by_group)
         if quiet:
             self._look_at_redis()
+        self._refill_turn(idle=quiet)
         self._spread_news(idle=quiet)
         self._pay_owed(idle=quiet)
-        pause = self.snapshots.turn(begin=not self.releases.waits)
+        ended = self.refill is not None and not self.refill.left
+        pause = self.snapshots.turn(begin=not (self.releases.waits or ended))
         if pause is not None:
             self._observe(self._stats.snapshot_pause, pause)
         self._stats.progress += 1
@@ -363,6 +367,21 @@ class Shard:
             if group.next_release != (wanted.number if wanted else 0):
                 group.fill(wanted)
 
+    def _refill_turn(self, idle: bool) -> None:
+        """Reads again some of what came before a field was named."""
+        if self.refill is None or not (idle or self._encoding.allows()):
+            return
+        began = self._clock()
+        if self.refill.left:
+            try:
+                self.refill.turn()
+            except SourceDown as error:
+                log.warning("source_down", of="fields that are read again", reason=str(error))
+        elif not self.snapshots.under_way:
+            self.refill.end()
+            self.refill = None
+        self._encoding.spend(self._clock() - began)
+
     def _spread_news(self, idle: bool) -> None:
         """Looks for those whose vectors follow from what was said of other nodes."""
         news = [g for g in self.groups.values() if len(g.news)]
@@ -462,6 +481,7 @@ class Shard:
         self._reported.memory_bytes = resident_bytes()
         self._reported.cpu_s = cpu_s()
         self._reported.groups = groups
+        self._reported.to_refill = self.refill.left if self.refill is not None else 0
 
 
 def _no_vectors(releases: Releases) -> Vectors:

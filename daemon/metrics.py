@@ -185,6 +185,8 @@ TABLE: tuple[Spec, ...] = (
          over_groups(_snapshot_age)),
     Spec("afresh_entities_to_fill", "gauge", "Entities that lack a vector of the generation that is being filled.",
          groups("to_fill")),
+    Spec("afresh_records_to_read_again", "gauge", "Records to be read again for fields that were named later.",
+         shards("to_refill")),
     Spec("afresh_oldest_release", "gauge", "Oldest release that an entity's state carries.",
          over_groups(_oldest_release)),
     # learning

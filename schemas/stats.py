@@ -88,6 +88,7 @@ class ShardStats:
     memory_bytes: int = 0
     cpu_s: float = 0.0
     groups: list[GroupStats] = field(default_factory=list)
+    to_refill: int = 0  # records still to be read again, for fields that were named later
 
 
 @dataclass

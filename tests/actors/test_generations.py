@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from actors.cut import columns, wide
 from actors.encode import Release
+from actors.refill import Refill
 from actors.served import Served, served, set_served
 from actors.shard import Shard
 from learning.config import GruConfig
@@ -187,9 +188,13 @@ def test_other_fields_are_another_generation_of_the_same_state(
     sizes = WIDE.window, ENCODER.kept, 256, 0, ENCODER.window
     source.put(*after)
     shard = make_shard(folder, source, server, 1, sizes=sizes, stream=both)  # type: ignore[arg-type]
+    assert set(shard.groups[0].lacking) == {"price", "place"}
     adopt(shard)
     settle(shard)
     fill(folder, shard, 9)
+    with pytest.raises(AssertionError, match="never filled"):
+        filled(shard, 20)
+    shard.groups[0].lacking.clear()  # as if Kafka had nothing of it any more
     assert filled(shard) == 9
     records = before + after
     assert_same(published(server), from_scratch(records, folder / "releases" / "1"))
@@ -213,6 +218,59 @@ def test_other_fields_are_another_generation_of_the_same_state(
     assert_same(published(server, 2), anew)
     with pytest.raises(ReleaseError, match="reads the field 'weight', which rows have no more"):
         Release.load(folder / "releases" / "1", there=columns(PRICED))
+
+
+@pytest.mark.parametrize("killed_after", [None, 0, 1, 3])
+def test_what_kafka_still_has_of_a_new_field_is_read_again(
+    tmp_path: Path,
+    releases: Path,
+    killed_after: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if the field had been named from the first record on: also of rows that have left the ring, of entities that
+    were deleted and came back, of late ones, and where the process is killed in the middle of it."""
+    monkeypatch.setattr("actors.refill.RECORDS", 7)
+    folder = serving(tmp_path, releases)
+    make_release(folder / "releases", 9, WIDE, PRICED, generation=2)
+    set_served(folder / "releases", Served(OLD, 1))
+    before = [*priced(30, 1), deletion("e3"), *priced(80, 2)[40:], *priced(90, 3)[60:]]
+    source, server = MemorySource(list(before)), MemoryServer()
+    shard = opened(folder, source, server)
+    adopt(shard)
+    settle(shard)
+    shard.drain()
+    both = wide(PRICED, folder / "releases")
+    sizes = WIDE.window, ENCODER.kept, 256, 0, ENCODER.window
+    after = priced(120, 4)[90:]
+    source.put(*after)
+
+    def again(restarts: int) -> Shard:
+        shard = make_shard(folder, source, server, restarts, sizes=sizes, stream=both)  # type: ignore[arg-type]
+        groups = list(shard.groups.values())
+        if any(group.lacking for group in groups):
+            shard.refill = Refill(MemorySource(before + after), shard.decoder, groups)
+        return shard
+
+    shard = again(1)
+    if killed_after is not None:
+        for _ in range(killed_after):
+            shard.turn(5)
+        shard.snapshots.finish()
+        shard = again(2)
+    adopt(shard)
+    for _ in range(500):
+        shard.turn()
+        shard.snapshots.finish()
+        if shard.refill is None:
+            break
+    assert not shard.groups[0].lacking
+    settle(shard)
+    fill(folder, shard, 9)
+    assert filled(shard) == 9
+    anew = from_scratch(before + after, folder / "releases" / "9", PRICED, WIDE)
+    assert_same(published(server, 2), anew)
+    shard.drain()
+    assert not again(3).groups[0].lacking, "once is enough"
 
 
 def test_a_field_of_another_kind_needs_another_name(folder: Path) -> None:
