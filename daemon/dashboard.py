@@ -240,7 +240,8 @@ ROWS: dict[str, list[Panel]] = {
         lines("Releases in use", [(of("afresh_release"), "current"), (of("afresh_oldest_release"), "oldest in use")],
               "short", "Of the oldest some entity's state was made; the next release waits for it.", width=12),
         lines("Another generation", [(of("afresh_next_release"), "release"),
-                                     (of("afresh_entities_to_fill"), "entities without a vector of it")], "short",
+                                     (of("afresh_entities_to_fill"), "entities without a vector of it"),
+                                     (of("afresh_records_to_read_again"), "records to read again")], "short",
               "Filled beside the served one; readers go over once every entity has a vector. 0: none is.", width=12),
     ],
     "Resources": [

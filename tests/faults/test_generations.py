@@ -1,4 +1,4 @@
-"""Another dimension, window and width of the recurrent state in the settings of a running service."""
+"""Another dimension, window and width of the recurrent state in the settings of a running service; one more field."""
 
 import subprocess
 import sys
@@ -12,7 +12,13 @@ from benchmarks.faults.service import Service, service, until
 from tests.faults.conftest import Lab
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
-WIDER = ("dim = 8", "dim = 12"), ("hidden = 8", "hidden = 12"), ("window = 16", "window = 32")
+MORE = '[[stream.field]]\nname = "again"\ntype = "number"\npath = "amount"\n'
+WIDER = (
+    ("dim = 8", "dim = 12"),
+    ("hidden = 8", "hidden = 12"),
+    ("window = 16", "window = 32"),
+    ('[[stream.field]]\nname = "id"', f'{MORE}[[stream.field]]\nname = "id"'),
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +64,8 @@ def test_readers_see_one_generation_or_the_other_and_always_the_newest_record(
     (_, release, vector), *_ = wider.published().values()
     manifest, _ = read_release(wider.settings.releases / str(release))
     assert (manifest.generation, manifest.dim, manifest.window, len(vector)) == (2, 12, 32, 12)
+    assert manifest.numbers == ("amount", "again", "id")
+    assert wider.said("fields_filled")
     until(lambda: wider.metric("afresh_generation") == 2, 20, wider)
 
 
@@ -73,6 +81,7 @@ def test_a_rollback_goes_back_to_the_other_generation_as_it_would_be_now(wider: 
 
 
 def test_what_is_snapshotted_is_what_was_sent(wider: Service) -> None:
-    """The rings are as long as the longest window of the generations there were; here they are compared at 32."""
+    """The rings are as long as the longest window of the generations there were; here they are compared at 32. What
+    Kafka had of the new field was read again."""
     assert wider.stop() == 0
     assert state_differs(wider) == []
