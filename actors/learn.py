@@ -203,7 +203,7 @@ class Learn:
                 gone += part
                 continue
             if gone and np.isin(self._named(part), gone).any():
-                self._learner.forget(np.array(gone, np.int64))
+                self._forget(gone)
                 gone.clear()
             if isinstance(part, Told):
                 self._learner.describe(part)
@@ -221,7 +221,12 @@ class Learn:
             self._learner.receive(windows)
             self._stats.received += len(windows)
         if gone:
-            self._learner.forget(np.array(gone, np.int64))
+            self._forget(gone)
+
+    def _forget(self, entities: list[int]) -> None:
+        gone = np.array(entities, np.int64)
+        self._learner.forget(gone)
+        self._watching.forget(gone)
 
     def _named(self, part: Part | Told) -> I64:
         """Of whom it is; of edges both ends."""
@@ -337,7 +342,7 @@ class Learn:
         """What was deleted since the snapshot was taken, or is gone from it already."""
         with suppress(OSError, ValueError):
             self._forgotten = json.loads((self._folder / FORGOTTEN).read_bytes())
-            self._learner.forget(np.array(self._forgotten, np.int64))
+            self._forget(self._forgotten)
 
     def _restore(self, folder: Folder) -> bool:
         tensors = safetensors.torch.load(folder.read(STATE_FILE))

@@ -81,6 +81,10 @@ def learner(field: str) -> Read:
     return lambda s: getattr(s.learner, field, None)
 
 
+def changes(field: str) -> Read:
+    return lambda s: getattr(s.learner.changes, field) if s.learner is not None else None
+
+
 def publisher(field: str) -> Read:
     return lambda s: getattr(s.publisher, field, None)
 
@@ -249,6 +253,18 @@ TABLE: tuple[Spec, ...] = (
          learner("drift_missing"), ("field",)),
     Spec("afresh_drift_new_categories", "gauge", "Share of a field's values that its reference does not know.",
          learner("drift_new"), ("field",)),
+    Spec("afresh_classifier_accuracy", "gauge",
+         "How often a classifier tells what came lately from the reference, by entities it has not seen; 0.5: never.",
+         changes("accuracy")),
+    Spec("afresh_concept_change", "gauge",
+         "Largest change of the share of embeddings that are nearest to one prototype of the reference.",
+         changes("share_change")),
+    Spec("afresh_ageing", "gauge",
+         "Self-retrieval that the served release has lost since it was made: recall at 1 then less now.",
+         learner("ageing")),
+    Spec("afresh_retrieval", "gauge",
+         "Self-retrieval of the served release now: share of held-out entities found by their earlier half.",
+         learner("retrieval")),
     # releases
     Spec("afresh_releases_total", "counter", "Releases published.", publisher("releases")),
     Spec("afresh_releases_refused_total", "counter", "Releases that a check refused.", publisher("refused"),

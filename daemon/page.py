@@ -23,6 +23,7 @@ from daemon.settings import Settings
 from daemon.totals import Snapshot
 from schemas.errors import SnapshotError
 from schemas.published import Manifest
+from schemas.stats import Changes
 
 SHOWN = 10
 HTML = resources.files("daemon").joinpath("page.html").read_text(encoding="utf-8")
@@ -141,6 +142,7 @@ class Page:
             "releases": self._releases.told(),
             "held": s.publisher.held if s.publisher is not None else "",
             "letters": letters,
+            "changes": s.learner.changes if s.learner is not None else Changes(),
             "restarts": s.restarts,
         }  # fmt: skip
 

@@ -345,6 +345,7 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01
     held_out_entities: Annotated[int, Meta(ge=0)] = 1000  # the share rises to 0.1 to reach them
     queue_bytes: Annotated[int, Meta(ge=1 << 16)] = 64 << 20  # of windows waiting to be received
+    watch: bool = True  # embeddings, releases, the encoder itself
     bucket_views: Count = 4  # length buckets a batch is encoded in
     replay: ReplayConfig = ReplayConfig()
     views: ImageViews = ImageViews()  # of images

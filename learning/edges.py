@@ -269,6 +269,13 @@ class EdgeReplay:
         windows = subset(windows, np.flatnonzero(np.diff(windows.offsets) > 0)[:n])
         return self.known(windows)
 
+    def touched(self, n: int, since: int, rng: np.random.Generator) -> Windows:
+        """Windows of n nodes, as they are now, of those that edges came to since the adjacency's clock was `since`."""
+        a = self.adjacency
+        slots = a.known()
+        windows = a.windows(rng.permutation(slots[a.touched[slots] > since])[:n])
+        return self.known(subset(windows, np.flatnonzero(np.diff(windows.offsets))))
+
     def known(self, windows: Windows) -> Windows:
         """With what is known of the nodes now."""
         if self.shape.noded:

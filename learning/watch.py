@@ -1,25 +1,38 @@
 """The embeddings of what comes, against those of a reference that is kept as it came: raw windows, encoded anew by each
 release, so that a release is no change of the world."""
 
+from collections import deque
+from typing import NamedTuple
+
 import numpy as np
 
 from learning.encoders.base import Encoder
 from learning.kinds.events import subset
 from learning.mmd import BATCH, MmdDrift
 from learning.student import embed
-from schemas.records import F32, Windows
+from schemas.records import F32, I64, Bool, Windows
+from schemas.stream import NEIGHBOUR
 
 REFERENCE = 2048  # windows
 LEAST = 256  # ... where they are large
 REFERENCE_BYTES = 16 << 20
 RUN_LENGTH = 500.0  # batches to a false alarm, on average
+RECENT, ENOUGH = 8, 4  # batches that were looked at last, for a second opinion; so many it needs
+
+
+class Sample(NamedTuple):
+    """Windows, and the vector of each."""
+
+    windows: Windows
+    vectors: F32  # [B, D]
 
 
 class EmbeddingWatch:
-    """Not of a graph's nodes: the learner is given their edges, not their windows."""
+    """`add` what comes, `look` now and then, `serve` each new release. Of a graph's nodes give windows of those that
+    were touched."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, *, nodes: bool = False) -> None:
+        self._seed, self._nodes = seed, nodes
         self.alarms = 0
         self.ratio = float("nan")  # of the statistic to its threshold
         self.renew()
@@ -31,6 +44,8 @@ class EmbeddingWatch:
         self._encoder: Encoder | None = None
         self._waiting: Windows | None = None
         self._wanted = REFERENCE
+        self._reference_z: F32 | None = None
+        self._recent: deque[Sample] = deque(maxlen=RECENT)
 
     @property
     def complete(self) -> bool:
@@ -63,14 +78,17 @@ class EmbeddingWatch:
             return
         self._parts = [subset(Windows.concat(self._parts), np.arange(self._wanted))]
         rng = np.random.default_rng(self._seed)
-        self._detector = MmdDrift(self._vectors(self._parts[0]), RUN_LENGTH, rng)
+        self._recent.clear()
+        self._reference_z = self._vectors(self._parts[0])
+        self._detector = MmdDrift(self._reference_z, RUN_LENGTH, rng)
 
     def look(self) -> bool:
         """Encodes a batch of what came, if there is one. Whether that is an alarm."""
         if self._detector is None or self._waiting is None or len(self._waiting) < BATCH:
             return False
         batch, self._waiting = self._waiting, None
-        found = self._detector.update(self._vectors(batch))
+        self._recent.append(Sample(batch, self._vectors(batch)))
+        found = self._detector.update(self._recent[-1].vectors)
         if found is None:
             return False
         self.ratio = found / self._detector.threshold
@@ -79,6 +97,45 @@ class EmbeddingWatch:
         self.alarms += 1
         self._detector.begin()
         return True
+
+    def samples(self) -> tuple[Sample, Sample] | None:
+        """The reference, and what was looked at last; None while either is too little."""
+        if self._reference_z is None or sum(len(s.windows) for s in self._recent) < ENOUGH * BATCH:
+            return None
+        windows = Windows.concat([s.windows for s in self._recent])
+        now = Sample(windows, np.concatenate([s.vectors for s in self._recent]))
+        return Sample(self._parts[0], self._reference_z), now
+
+    def forget(self, entities: I64) -> None:
+        """Drops windows of these, and of nodes those that name one as a neighbour; of a reference that was complete
+        fewer are left, and where they are too few it begins anew."""
+        complete = self.complete
+        kept = [self._others(part, entities) for part in self._parts]
+        if all(map(np.all, kept)) and not self._recent and self._waiting is None:
+            return
+        self._parts = [subset(p, np.flatnonzero(k)) for p, k in zip(self._parts, kept, strict=True)]
+        if complete:
+            self._wanted = sum(map(len, self._parts))
+            if self._wanted < LEAST:
+                self.renew()
+                return
+        if self._reference_z is not None:
+            self._reference_z = self._reference_z[kept[0]]
+        if self._waiting is not None:
+            which = np.flatnonzero(self._others(self._waiting, entities))
+            self._waiting = subset(self._waiting, which)
+        for at, (windows, vectors) in enumerate(self._recent):
+            keep = self._others(windows, entities)
+            if not keep.all():
+                self._recent[at] = Sample(subset(windows, np.flatnonzero(keep)), vectors[keep])
+
+    def _others(self, windows: Windows, entities: I64) -> Bool:
+        """[B] which windows are not of these."""
+        keep = ~np.isin(windows.entity, entities)
+        if self._nodes:
+            named = np.isin(windows.rows.categories[:, NEIGHBOUR], entities)
+            keep[np.repeat(np.arange(len(windows)), np.diff(windows.offsets))[named]] = False
+        return np.asarray(keep)
 
     def _vectors(self, windows: Windows) -> F32:
         assert self._encoder is not None

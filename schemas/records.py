@@ -145,7 +145,7 @@ class Windows:
 
     @staticmethod
     def concat(parts: "Sequence[Windows]") -> "Windows":
-        """Windows of one stream, one after the other; without what nodes have of their own."""
+        """Windows of one stream, one after the other."""
         if len(parts) == 1:
             return parts[0]
         lengths = np.concatenate([np.diff(w.offsets) for w in parts])
@@ -153,7 +153,16 @@ class Windows:
             np.concatenate([getattr(w, n) for w in parts]) for n in ("totals", "first_us", "entity")
         )
         rows = Rows.concat([w.rows for w in parts])
-        return Windows(rows, np.concatenate([[0], np.cumsum(lengths)]), totals, first_us, entity)
+        own, far = ([f for w in parts if (f := getattr(w, n)) is not None] for n in ("own", "far"))
+        return Windows(
+            rows,
+            np.concatenate([[0], np.cumsum(lengths)]),
+            totals,
+            first_us,
+            entity,
+            Features.concat(own) if own else None,
+            Features.concat(far) if far else None,
+        )
 
     def of_one_row(self, which: Bool) -> Self:
         """Some of windows that have one row each."""

@@ -92,6 +92,28 @@ class ShardStats:
 
 
 @dataclass
+class Concept:
+    """A kind of embedding: vectors near one prototype of the reference. Entities are hashes, as 16 digits of hex."""
+
+    then: float  # share of the reference
+    now: float  # ... and of what came lately
+    entities: list[str] = field(default_factory=list)  # examples
+
+
+@dataclass
+class Changes:
+    """What came lately against the reference: learning/changes.py. NaN before it was looked at."""
+
+    accuracy: float = float("nan")  # of a classifier that tells them apart; 0.5: it cannot
+    p: float = float("nan")  # how likely so much is by chance
+    entities_compared: int = 0  # of either
+    fields: dict[str, float] = field(default_factory=dict)  # that moved: the accuracy by each alone
+    entities: list[str] = field(default_factory=list)  # that look newest
+    concepts: list[Concept] = field(default_factory=list)  # whose shares changed most
+    share_change: float = float("nan")  # the largest change of any
+
+
+@dataclass
 class LearnerStats:
     """What the learner reports at each status call; all from one process since it started."""
 
@@ -127,6 +149,11 @@ class LearnerStats:
     drift_embedding: float = float("nan")  # the statistic over its threshold
     drift_alarms: int = 0  # of embeddings
     scalar_alarms: dict[str, int] = field(default_factory=dict)  # loss | gradient_norm -> count
+    changes: Changes = field(default_factory=Changes)
+    ageing: float = float(
+        "nan"
+    )  # recall that the served release has lost since: learning/ageing.py
+    retrieval: float = float("nan")  # ... and what it has now
     drift_psi: dict[str, float] = field(default_factory=dict)  # by field: see learning/drift.py
     drift_ks: dict[str, float] = field(default_factory=dict)
     drift_missing: dict[str, float] = field(default_factory=dict)

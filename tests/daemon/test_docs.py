@@ -15,7 +15,7 @@ from daemon.metrics import TABLE, registry
 from daemon.settings import Settings, check, parse
 from daemon.totals import Snapshot
 from schemas.errors import AfreshError
-from schemas.stats import GroupStats, LearnerStats, PublisherStats, ShardStats
+from schemas.stats import Changes, GroupStats, LearnerStats, PublisherStats, ShardStats
 
 ROOT = Path(__file__).parent.parent.parent
 Row = tuple[str, str, str]
@@ -122,6 +122,8 @@ def filled(kind: type) -> object:
             setattr(found, field.name, 1.0)
         if isinstance(value, dict):
             setattr(found, field.name, {"x": 1})
+        if isinstance(value, Changes):
+            setattr(found, field.name, filled(Changes))
     return found
 
 

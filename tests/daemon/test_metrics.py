@@ -13,6 +13,8 @@ from daemon.metrics import PHASES, registry
 from daemon.totals import Snapshot, Totals, quantile
 from schemas.stats import (
     LATENCY_BOUNDS_S,
+    Changes,
+    Concept,
     GroupStats,
     Latency,
     LearnerStats,
@@ -49,7 +51,8 @@ def learner(scale: int = 1) -> LearnerStats:
         progress=1, updates=10 * n, sequences=n, received=n, skipped=skipped, loss=0.5,
         objective_losses={"coles": 0.5}, gradient_norm=1.0, effective_rank=9.0, uniformity=-1.0, alignment=0.5,
         lidar=8.0, coding_rate=20.0, modes=7.0, stability=0.8, invariance={"drop": 0.9},
-        dormant={"gru": 0.1}, weight_norm=9.0, update_ratio=0.01, scalar_alarms={"loss": n},
+        changes=Changes(0.6, 0.01, 90, {"amount": 0.7}, ["00ff"], [Concept(0.1, 0.3, ["00ff"])], 0.2),
+        ageing=0.1, retrieval=0.7, dormant={"gru": 0.1}, weight_norm=9.0, update_ratio=0.01, scalar_alarms={"loss": n},
         heldout_loss=0.4, heldout_entities=30, replay_windows=99, snapshot="1-1", snapshot_age_s=4.0,
         snapshot_failures=n, memory_bytes=1, cpu_s=1.0, drift_embedding=0.7, drift_alarms=n,
         drift_psi={"amount": 0.1}, drift_ks={"amount": 0.2}, drift_missing={"amount": 0.3}, drift_new={"shop": 0.4},
@@ -204,6 +207,8 @@ def other(value: object) -> object:
             return PHASES[0]
         case dict():
             return {"other": 1}
+        case Changes():
+            return Changes(accuracy=0.9)
         case _ if is_dataclass(value):
             return latency(0.1)
     return value + 1000  # type: ignore[operator]

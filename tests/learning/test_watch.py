@@ -8,9 +8,11 @@ from learning import encoders
 from learning.config import GruConfig
 from learning.encoders.base import Encoder
 from learning.mmd import BATCH, FILLED
-from learning.watch import REFERENCE, EmbeddingWatch
+from learning.student import embed
+from learning.watch import ENOUGH, LEAST, RECENT, REFERENCE, EmbeddingWatch
 from schemas.records import Windows
 from schemas.stream import Shape
+from tests.learning.edge_streams import edges
 from tests.learning.streams import random_windows
 
 SHAPE = Shape(2, 1)
@@ -107,3 +109,55 @@ def test_joined_windows_are_those_they_were(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(both.entity, np.concatenate([p.entity for p in parts]))
     lo, hi = both.offsets[3:5]
     np.testing.assert_array_equal(both.rows.position[lo:hi], parts[1].rows.position)
+
+
+def test_for_a_second_opinion_it_has_the_reference_and_what_was_looked_at_last(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    looked(watch, rng, ENOUGH - 1, 0.0)
+    assert watch.samples() is None
+    looked(watch, rng, 2 * RECENT, 0.0)
+    samples = watch.samples()
+    assert samples is not None
+    reference, lately = samples
+    assert len(reference.windows) == len(reference.vectors) == REFERENCE
+    assert len(lately.windows) == len(lately.vectors) == RECENT * BATCH
+    np.testing.assert_allclose(lately.vectors, embed(encoder(1), lately.windows).numpy(), atol=1e-6)
+    watch.serve(encoder(2))
+    assert watch.samples() is None, "of another encoder"
+
+
+def test_the_deleted_leave_what_is_kept_of_them(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    looked(watch, rng, RECENT, 0.0)
+    watch.add(windows(rng, BATCH))
+    before = watch.samples()
+    assert before is not None and watch._waiting is not None
+    of_each = (before[0].windows, before[1].windows, watch._waiting)
+    gone = np.concatenate([w.entity[:3] for w in of_each])
+    watch.forget(gone)
+    after = watch.samples()
+    assert after is not None
+    for one, other in zip(before, after, strict=True):
+        keep = ~np.isin(one.windows.entity, gone)
+        assert keep.sum() == len(keep) - 3
+        np.testing.assert_array_equal(other.windows.entity, one.windows.entity[keep])
+        np.testing.assert_array_equal(other.vectors, one.vectors[keep])
+    assert len(watch._waiting) == BATCH - 3
+    assert watch.complete
+
+
+def test_a_reference_of_which_hardly_any_is_left_begins_anew(watch: EmbeddingWatch) -> None:
+    kept = watch.reference()
+    assert kept is not None
+    watch.forget(kept.entity[: REFERENCE - LEAST + 1])
+    assert not watch.complete
+    assert watch.samples() is None
+
+
+def test_of_nodes_windows_go_that_name_a_deleted_one() -> None:
+    made = EmbeddingWatch(0, nodes=True)
+    made.add(edges([1, 2, 3], [4, 5, 6], [1, 2, 3]))
+    made.forget(np.array([5, 3]))
+    assert [w.entity.tolist() for w in made._parts] == [[1]]
