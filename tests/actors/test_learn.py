@@ -9,10 +9,12 @@ import pytest
 import safetensors.numpy
 
 from actors.candidate import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
-from actors.folders import Folder, folders
+from actors.folders import Folder, folders, write_folder
 from actors.learn import Learn, Part
+from actors.served import set_current
 from learning.config import LearnerConfig, ReplayConfig
 from schemas.errors import SnapshotError
+from schemas.published import Manifest
 from schemas.records import Windows
 from tests.learning import edge_streams
 from tests.learning.edge_streams import CONFIG as EDGES
@@ -29,6 +31,7 @@ CONFIG = LearnerConfig(
     queue_bytes=1 << 16,
     replay=ReplayConfig(max_bytes=1 << 20),
 )
+NEVER = ReleaseConfig(first_s=1e9, every_s=1e9)
 RELEASE = ReleaseConfig(first_s=5.0, every_s=60.0, every_updates=3)
 
 
@@ -40,9 +43,9 @@ class FakeClock:
 
 
 def learn(folder: Path, clock: FakeClock | None = None, epoch: int = 1, **changed: object) -> Learn:
-    encoder = changed.pop("encoder", ENCODER)
+    encoder, release = changed.pop("encoder", ENCODER), changed.pop("release", RELEASE)
     config = LearnerConfig(**{n: getattr(CONFIG, n) for n in CONFIG.__struct_fields__} | changed)
-    return Learn(config, encoder, SHAPE, folder, epoch, RELEASE, clock or FakeClock())  # type: ignore[arg-type]
+    return Learn(config, encoder, SHAPE, folder, epoch, release, clock or FakeClock())  # type: ignore[arg-type]
 
 
 def windows(seed: int, entities: int = 40) -> Windows:
@@ -280,3 +283,107 @@ def test_with_another_encoder_it_begins_anew_from_what_it_remembers(tmp_path: Pa
     second.offer([part(5)])
     second.turn()
     assert second.stats().skipped == {"stale": 40}, "nor does it take again what it has"
+
+
+# -- what it says of the stream and of itself -------------------------------------------------------
+
+
+STEADY = {"queue_bytes": 1 << 22, "updates_per_record": 0.01}
+
+
+def fed(learner: Learn, clock: FakeClock, seed: int, entities: int = 300) -> None:
+    """Of later times with each seed."""
+    for turn in range(8):
+        offered = part(1000 * seed + turn, seed=1000 * seed + turn, entities=entities)
+        offered[2].rows.time_us[:] += 10**14 * seed
+        offered[2].first_us[:] += 10**14 * seed
+        learner.offer([offered])
+        clock.now += 2.0
+        learner.turn()
+
+
+def test_it_says_what_its_encoder_is_like_and_whether_the_stream_has_changed(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path / "learner", clock, release=NEVER, **STEADY)
+    fed(learner, clock, 1)
+    learner._snapshot()
+    s = learner.stats()
+    assert set(s.invariance) == {"shift", "drop", "truncate", "mask"}
+    assert s.dormant and 1.0 <= s.lidar <= ENCODER.dim and s.alignment > 0.0
+    assert np.isnan(s.stability), "there is none before it"
+    fed(learner, clock, 2)
+    assert s.changes.entities_compared > 100
+    assert s.changes.accuracy == pytest.approx(0.5, abs=0.1)
+    assert s.drift_psi["inter-arrival"] < 0.1 if s.drift_psi else True
+    learner._snapshot()
+    assert 0.0 <= s.stability <= 1.0
+
+
+def test_an_update_is_measured_now_and_then(tmp_path: Path) -> None:
+    learner = learn(tmp_path, updates_per_record=10.0)
+    learner.offer([part(5)])
+    for _ in range(40):
+        learner.turn()
+    s = learner.stats()
+    assert s.weight_norm > 0.0
+    assert 0.0 < s.update_ratio < 0.1
+    assert s.scalar_alarms == {"loss": 0, "gradient_norm": 0}
+
+
+def test_nodes_are_watched_as_they_are(tmp_path: Path) -> None:
+    clock, rng = FakeClock(), np.random.default_rng(0)
+    config = msgspec.structs.replace(EDGES, batch_entities=128, updates_per_record=1.0)
+    graph = Learn(config, NODES, edge_streams.SHAPE, tmp_path, 1, NEVER, clock)
+    for turn in range(60):
+        offered = edge_streams.circles(rng, 64, 64 * turn, nodes=600)
+        graph.offer([(0, [64 * turn + 64, 0], offered)])
+        clock.now += 2.0
+        graph.turn()
+        if turn == 40:
+            graph._snapshot()
+    assert graph._watching._watch.complete
+    assert np.isfinite(graph.stats().drift_embedding)
+    assert graph.stats().changes.entities_compared > 64
+
+
+def test_what_is_not_to_be_watched_is_not(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock, release=NEVER, watch=False, **STEADY)
+    fed(learner, clock, 1, 40)
+    learner._snapshot()
+    fed(learner, clock, 2, 40)
+    s = learner.stats()
+    assert np.isnan(s.drift_embedding) and np.isnan(s.lidar) and np.isnan(s.changes.accuracy)
+
+
+def manifest(snapshot: str) -> dict[str, object]:
+    plain = Manifest(
+        stream="s", release=1, generation=1, created_us=1, dim=8, window=8, entity="e", time="t", time_unit="s",
+        fields=(), numbers=(), categories=(), session_gap_us=1, state=8, encode=(), encode_out=(),
+        encode_sha256="", snapshot=snapshot,
+    )  # fmt: skip
+    found: dict[str, object] = msgspec.to_builtins(plain)
+    return found
+
+
+def test_the_release_that_is_served_ages(tmp_path: Path) -> None:
+    """The one that is served, not the newest snapshot."""
+    clock = FakeClock()
+    learner = learn(tmp_path / "learner", clock, release=NEVER, **STEADY)
+    fed(learner, clock, 1, 100)
+    learner._snapshot()
+    watching = learner._watching
+    (first,) = watching._ages
+    write_folder(tmp_path / "releases", "1", iter([("encode.onnx", b"x")]), lambda: manifest(first))
+    set_current(tmp_path / "releases", 1)
+    for seed in (2, 3):
+        fed(learner, clock, seed, 50)
+        learner._snapshot()
+    assert next(iter(watching._ages)) == first
+    assert len(watching._ages) == 3, "it, the newest, and the one before"
+    clock.now += 60.0
+    fed(learner, clock, 5, 40)
+    assert np.isfinite(learner.stats().ageing)
+    assert 0.0 <= learner.stats().retrieval <= 1.0

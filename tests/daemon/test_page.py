@@ -22,12 +22,25 @@ from daemon.settings import HttpConfig
 from daemon.totals import Snapshot
 from schemas.errors import SinkDown
 from schemas.published import Gate, Manifest, Overlap
-from schemas.stats import BadLetter, GroupStats, LearnerStats, PublisherStats, ShardStats
+from schemas.stats import (
+    BadLetter,
+    Changes,
+    Concept,
+    GroupStats,
+    LearnerStats,
+    PublisherStats,
+    ShardStats,
+)
 from tests.daemon.browser import browse
 from tests.daemon.prometheus import ROOT
 from tests.daemon.test_metrics import latency
 
 # -- the last minutes -------------------------------------------------------------------------------
+
+
+CHANGES = Changes(
+    0.84, 1e-9, 300, {"airline": 0.81}, ["00ff00ff00ff00ff"], [Concept(0.02, 0.31, ["0123456789abcdef"])], 0.29
+)  # fmt: skip
 
 
 def snapshot(turn: int) -> Snapshot:
@@ -40,7 +53,7 @@ def snapshot(turn: int) -> Snapshot:
     return Snapshot(
         "flights",
         {"shard-0": shard},
-        LearnerStats(loss=0.5, effective_rank=1.5),
+        LearnerStats(loss=0.5, effective_rank=1.5, changes=CHANGES),
         PublisherStats(release=2, held="rolled back to 2"),
     )
 
@@ -187,6 +200,7 @@ def test_the_page_says_what_is_known(address: str) -> None:
     ]  # fmt: skip
     assert found["letters"] == [msgspec.to_builtins(LETTER)]
     assert found["up"] == {"Kafka": True, "Redis": True}
+    assert found["changes"]["fields"] == {"airline": 0.81}
     assert [r["release"] for r in found["releases"]] == [2, 1]
 
 
@@ -264,6 +278,11 @@ def test_a_browser_shows_it(address: str, tmp_path: Path) -> None:
         "flights [1] @ 77",
         "rolled back to 2",
         "KLM",
+        "84% of the time",
+        "airline",
+        "81%",
+        "2.0%",
+        "0123456789abcdef",
     ):
         assert text in seen.dom, text
     assert "&lt;b&gt;is&lt;/b&gt; bad" in seen.dom, "text stays text"

@@ -250,3 +250,20 @@ def test_a_node_without_edges_has_a_vector_of_unit_length():
         z_BD = encoder(view).z_BD
     assert torch.allclose(z_BD.norm(dim=1), torch.ones(4), atol=1e-6)
     assert torch.allclose(z_BD, z_BD[:1].expand(4, -1)), "whatever the padding holds"
+
+
+def test_nodes_that_edges_came_to_since_are_cut_as_they_are_now():
+    made, _ = replay()
+    rng = np.random.default_rng(0)
+    made.add(circles(rng, 100))
+    made.enter(100)
+    clock = made.adjacency.clock
+    assert len(made.touched(1000, clock, rng)) == 0
+    made.add(edges([1000, 2000], [2001, 2001], [200, 201], first=100))
+    made.enter(2)
+    found = made.touched(1000, clock, rng)
+    assert sorted(found.entity.tolist()) == [1000, 2000, 2001]
+    at = found.entity.tolist().index(2001)
+    last = found.rows.categories[found.offsets[at] : found.offsets[at + 1], NEIGHBOUR]
+    assert last.tolist() == [1000, 2000]
+    assert len(made.touched(2, clock, rng)) == 2
