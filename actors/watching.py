@@ -23,7 +23,7 @@ from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats
 from learning.mmd import BATCH
 from learning.plasticity import Step, dormant
-from learning.report import COMPARED, Report, report
+from learning.report import Report, most, report
 from learning.scalars import ScalarDrift
 from learning.watch import EmbeddingWatch
 from schemas.errors import ReleaseError
@@ -35,7 +35,6 @@ log = structlog.get_logger()
 DRIFT = "drift."  # of the snapshot's tensors
 REFERENCE_FILE = "reference.safetensors"
 MEASURED = 64  # updates between two whose length is measured
-AGED = 512  # held-out windows that ageing is told by
 TOLD, TOLD_P = 0.6, 1e-6  # accuracy of the second opinion, and its chance, from where it is logged
 SECOND_S = 60.0  # between two second opinions, and two looks at how a release ages
 LOOK_S = 2.0  # between two looks at how the stream compares with its reference
@@ -169,7 +168,7 @@ class Watching:
         name = self._served_snapshot() or next(reversed(self._ages))
         found = None
         if name in self._ages:
-            found = self._ages[name].look(learner.windows(AGED, held=True))
+            found = self._ages[name].look(learner.windows(most(learner.ema), held=True))
         then, now_has = found or (float("nan"), float("nan"))
         self._stats.ageing, self._stats.retrieval = then - now_has, now_has
 
@@ -186,7 +185,7 @@ class Watching:
         if not self._on:
             return
         encoder, s = learner.released(), self._stats
-        held = learner.windows(COMPARED[1], held=True)
+        held = learner.windows(most(encoder), held=True)
         found = report(encoder, self._newest, held, self._shape)
         for name in (f.name for f in fields(Report)):
             setattr(s, name, getattr(found, name))
@@ -196,7 +195,7 @@ class Watching:
         gap_us = self._shape.session_gap_us
         kept = {self._served_snapshot(), *list(self._ages)[-1:]}  # it, and what may soon be
         self._ages = {name: age for name, age in self._ages.items() if name in kept}
-        self._ages[s.snapshot] = Ageing(encoder, learner.windows(AGED, held=True), gap_us)
+        self._ages[s.snapshot] = Ageing(encoder, held, gap_us)
 
     # -- snapshots ----------------------------------------------------------------------------------
 

@@ -9,10 +9,11 @@ from learning.kinds.events import subset
 from learning.summaries import known, summaries
 from learning.two_sample import LEAST, SURE, alone, told_apart
 from learning.watch import Sample
-from schemas.records import I64
+from schemas.records import F32, I64
 from schemas.stats import Changes, Concept
 
 SHOWN = 5  # fields and entities
+NARROW = 128  # dimensions of a vector that the classifier is given
 CONCEPTS, EXAMPLES = 4, 3  # concepts that are told of; entities of each
 
 
@@ -41,7 +42,7 @@ def changes(
     ]
     entities = reference.windows.entity[then], lately.windows.entity[now]
     common = [name for name in pairs[0] if name in pairs[1]]
-    vectors = reference.vectors[then], lately.vectors[now]
+    vectors = _narrow((reference.vectors[then], lately.vectors[now]), rng)
     every = [
         np.column_stack([z, *(pair[name] for name in common)])
         for z, pair in zip(vectors, pairs, strict=True)
@@ -54,6 +55,15 @@ def changes(
     newest = np.argsort(-found.score, kind="stable")[:SHOWN]
     out.entities = _named(entities[1][newest])
     return out
+
+
+def _narrow(vectors: tuple[F32, F32], rng: np.random.Generator) -> tuple[F32, F32]:
+    """Of fewer dimensions by a random projection, where they have more than NARROW: the classifier takes their cube."""
+    a, b = vectors
+    if a.shape[1] <= NARROW:
+        return vectors
+    projection = rng.standard_normal((a.shape[1], NARROW), np.float32) / np.float32(NARROW**0.5)
+    return a @ projection, b @ projection
 
 
 def _alone(sample: Sample, chosen: I64) -> I64:

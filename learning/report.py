@@ -30,17 +30,26 @@ class Report:
     invariance: dict[str, float] = field(default_factory=dict)
 
 
+def most(encoder: Encoder) -> int:
+    """Windows that are worth looking at: of large images fewer."""
+    low, high = COMPARED
+    return max(low, min(encoder.at_once, high))
+
+
 @torch.no_grad()
 def report(encoder: Encoder, before: Encoder | None, windows: Windows, shape: Shape) -> Report:
-    """Of the newest windows as many as it takes at once; `before`: the encoder of the snapshot before."""
-    windows = _some(windows, encoder.at_once, COMPARED)
+    """Of the first `most` windows; `before`: the encoder of the snapshot before."""
+    windows = subset(windows, np.arange(min(len(windows), most(encoder))))
     if len(windows) < 2:
         return Report()
     z_BD = embed(encoder, windows).float().cpu()
     stability = float("nan")
     if before is not None:
         stability = neighbour_overlap(z_BD, embed(before, windows).float().cpu())
-    viewed = _some(windows, encoder.at_once // 8, VIEWED)
+    low, high = VIEWED
+    viewed = subset(
+        windows, np.arange(min(len(windows), max(low, min(encoder.at_once // 8, high))))
+    )
     rng = np.random.default_rng(0)  # the same for every encoder
     ways = transformations(shape)
     of_each = [embed(encoder, way(viewed, rng)).float().cpu() for way in ways.values()]
@@ -56,8 +65,3 @@ def report(encoder: Encoder, before: Encoder | None, windows: Windows, shape: Sh
         stability=stability,
         invariance={n: mean_cosine(plain, z) for n, z in zip(ways, of_each, strict=True)},
     )
-
-
-def _some(windows: Windows, most: int, bounds: tuple[int, int]) -> Windows:
-    low, high = bounds
-    return subset(windows, np.arange(min(len(windows), max(low, min(most, high)))))
