@@ -22,7 +22,7 @@ from actors.ports import Batch, DeadLetters, Source
 from actors.sink import Current, Sink, Stored
 from actors.usage import cpu_s, resident_bytes
 from learning.probe import Prequential
-from schemas.errors import SettingsError, SinkDown, SnapshotError, SourceDown
+from schemas.errors import SettingsError, SinkDown, SnapshotError, SourceDown, SourceError
 from schemas.records import F32, I64, Decoded, category_hash
 from schemas.stats import LabelStats
 from schemas.stream import Field, FieldType, StreamConfig
@@ -97,11 +97,23 @@ class Labels:
         self._current: Current | None = None
         self._waiting = list[Batch]()  # while Redis is down
         self._stats = LabelStats()
-        newest(folder, self._restore)
+        self._config = msgspec.to_builtins(config)
+        try:
+            newest(folder, self._restore)
+        except SnapshotError as error:  # labels come again, or others do
+            log.error("labels_unusable", reason=str(error), next="they are read from source.start")
         for group in range(groups):
-            self._positions[group] = self._source.start(group, self._positions.get(group))
+            self._begin(group)
         self._saved_at = self._renewed_at = clock()
         self._unsaved = False
+
+    def _begin(self, group: int) -> None:
+        """Where it stopped; where Kafka no longer has that, as a service without a snapshot begins."""
+        try:
+            self._positions[group] = self._source.start(group, self._positions.get(group))
+        except SourceError as error:
+            log.error("labels_lost", reason=str(error), next="they are read from source.start")
+            self._positions[group] = self._source.start(group, None)
 
     def run(self, stopping: Callable[[], bool]) -> None:
         while not stopping():
@@ -211,7 +223,8 @@ class Labels:
         found = folders(self._folder)
         number = 1 + max((int(p.name.split("-")[1]) for p in found[:1]), default=0)
         name = f"{self._epoch}-{number}"
-        meta = {"positions": {str(group): at for group, at in self._positions.items()}}
+        positions = {str(group): at for group, at in self._positions.items()}
+        meta = {"positions": positions, "labels": self._config}
         try:
             self._dead_letters.flush()
             write_folder(self._folder, name, self._files(), lambda: meta)
@@ -230,6 +243,8 @@ class Labels:
         yield NAMES_FILE, json.dumps([self._names[e] for e in p.entity.tolist()]).encode()
 
     def _restore(self, folder: Folder) -> bool:
+        if folder.meta["labels"] != self._config:  # others are read now
+            return True
         columns, p = folder.tensors(KNOWN_FILE), self._probe
         p.entity, p.label, p.time_us = (columns[k] for k in ("entity", "label", "time_us"))
         p.vector = np.zeros((len(p.entity), 0), np.float32)

@@ -24,6 +24,7 @@ from benchmarks import (
     image_decode,
     learner,
     releases,
+    rollback,
     shard_path,
     sizes,
 )  # fmt: skip
@@ -55,6 +56,7 @@ class Bench:
             "freshness": lambda: freshness.measure(*self.servers()),
             "cas": self._cas,
             "swap": lambda: apart(releases.swap, *self.servers()),
+            "rollback": lambda: rollback.measure(*self.servers()),
             "export": lambda: apart(releases.exports),
             "snapshot": lambda: apart(sizes.snapshot, self._folder),
             "restore": lambda: apart(sizes.restored, self._folder),

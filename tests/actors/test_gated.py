@@ -8,9 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 import redis
+import safetensors.numpy
 
 from actors.candidate import ReleaseConfig
-from actors.folders import Folder
+from actors.folders import Folder, write_folder
+from actors.labels import KNOWN_FILE
 from actors.learn import Learn
 from actors.publish import Publish
 from actors.redis_client import RedisConfig
@@ -22,7 +24,7 @@ from schemas.published import Manifest, current_key
 from tests.learning.streams import random_windows
 from tests.services import ENCODER, STREAM
 
-WINDOWS = random_windows(np.random.default_rng(0), 300, STREAM.shape, ENCODER.window)
+WINDOWS = random_windows(np.random.default_rng(0), 450, STREAM.shape, ENCODER.window)
 WITHOUT_VARIANCE = VicregConfig(variance=1e-9, covariance=1e-9)
 UPDATES = 50
 
@@ -54,9 +56,10 @@ class Trained:
         for _ in range(2):  # one releases, the next one tells Redis
             self.publish.turn()
 
-    def refused(self, number: int) -> dict[str, bool]:
-        folder = Folder.open(self.root / "releases" / "refused" / str(number))
-        return {gate.name: gate.ok for gate in msgspec.convert(folder.meta, Manifest).gates}
+    def gates(self, folder: str) -> dict[str, bool]:
+        """What a release had to pass, and whether it did."""
+        meta = Folder.open(self.root / "releases" / folder).meta
+        return {gate.name: gate.ok for gate in msgspec.convert(meta, Manifest).gates}
 
 
 @pytest.fixture
@@ -76,8 +79,20 @@ def test_a_collapse_in_training_is_gated_and_never_released(
     for attempt in (2, 3, 4):
         trained.train(WITHOUT_VARIANCE)
         assert trained.publish.stats().refused["spread"] == attempt - 1
-        assert not trained.refused(attempt)["spread"]
-        assert trained.refused(attempt)["parity"], "it is whole, but nothing is left in it"
+        gates = trained.gates(f"refused/{attempt}")
+        assert not gates["spread"]
+        assert gates["parity"], "it is whole, but nothing is left in it"
     assert current_release(trained.root / "releases") == 1
     assert database.hget(current_key(stream), "release") == b"1"
     assert (trained.root / "releases" / "1" / "encode.onnx").read_bytes() == vectors
+
+
+def test_where_there_are_labels_a_release_must_foretell_them_too(trained: Trained) -> None:
+    entity = WINDOWS.entity.astype(np.int64)
+    columns = {"entity": entity, "label": entity % 2, "time_us": entity * 0}
+    file = KNOWN_FILE, safetensors.numpy.save(columns)
+    trained.train(VicregConfig())
+    assert "probe" not in trained.gates("1")
+    write_folder(trained.root / "labels", "1-1", [file], dict)
+    trained.train(VicregConfig())
+    assert trained.gates("2")["probe"]

@@ -32,9 +32,9 @@ class Service:
         self.vectors = z / np.linalg.norm(z, axis=1, keepdims=True)
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, config: LabelsConfig = CONFIG) -> None:
         ports = LabelPorts(self.source, self.dead_letters, MemorySink(self.server))
-        self.labels = Labels(CONFIG, self.folder, 1, ports, 2, lambda: self.now)
+        self.labels = Labels(config, self.folder, 1, ports, 2, lambda: self.now)
 
     def serve(self, release: int = 1, generation: int = 1, sign: float = 1.0) -> None:
         sink = MemorySink(self.server)
@@ -110,6 +110,25 @@ def test_a_restart_reads_on_and_knows_what_was_known(service: Service) -> None:
     stats = service.labels.stats()
     assert (stats.known, stats.labels["taken"]) == (70, 10)
     assert len(stats.accuracy) == 3
+
+
+def test_labels_that_kafka_no_longer_has_stop_nothing(service: Service) -> None:
+    service.serve()
+    service.say(range(60))
+    service.labels.save()
+    service.source = MemorySource(groups=2)  # the topic was made anew
+    service.restart()
+    service.say(range(60, 64))
+    assert service.labels.stats().known == 64
+
+
+def test_other_settings_begin_anew(service: Service) -> None:
+    service.serve()
+    service.say(range(60))
+    service.labels.save()
+    service.restart(LabelsConfig("labels", "who", "who", "at"))
+    service.turn()
+    assert service.labels.stats().labels["taken"] == 60, "from the start"
 
 
 def test_what_is_known_follows_the_release_that_is_served(service: Service) -> None:
