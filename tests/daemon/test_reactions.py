@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.orders import Orders
@@ -47,11 +47,13 @@ def histories(draw: st.DrawFn) -> list[Seen]:
 
 
 @given(histories())
+@settings(max_examples=30)
 def test_what_is_off_does_nothing(seen: list[Seen]) -> None:
     assert all(decision == Decision(NOTHING) for decision in run(OFF, seen))
 
 
 @given(histories())
+@settings(max_examples=30)
 def test_learning_is_paused_only_while_an_alarm_holds_and_records_are_bad(seen: list[Seen]) -> None:
     for at, decision in enumerate(run(ALL, seen)):
         if decision.orders.paused:
@@ -60,6 +62,7 @@ def test_learning_is_paused_only_while_an_alarm_holds_and_records_are_bad(seen: 
 
 
 @given(histories())
+@settings(max_examples=30)
 def test_it_goes_on_by_itself(seen: list[Seen]) -> None:
     """When the bad records end, whatever alarms still hold."""
     last = seen[-1]
@@ -71,6 +74,7 @@ def test_it_goes_on_by_itself(seen: list[Seen]) -> None:
 
 
 @given(histories())
+@settings(max_examples=30)
 def test_each_beginning_is_told_once(seen: list[Seen]) -> None:
     decisions = run(ALL, seen)
     paused = [decision.orders.paused for decision in decisions]
@@ -82,6 +86,7 @@ def test_each_beginning_is_told_once(seen: list[Seen]) -> None:
 
 
 @given(histories())
+@settings(max_examples=30)
 def test_the_reference_is_renewed_after_an_alarm_and_with_learning_alone(seen: list[Seen]) -> None:
     decisions = run(ALL, seen)
     renewed = [at for at, d in enumerate(decisions) if "renew_reference" in d.began]
@@ -92,6 +97,7 @@ def test_the_reference_is_renewed_after_an_alarm_and_with_learning_alone(seen: l
 
 
 @given(histories())
+@settings(max_examples=30)
 def test_faster_ends_in_time(seen: list[Seen]) -> None:
     last_alarm = None
     before = 0

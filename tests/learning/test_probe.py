@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
@@ -33,6 +33,7 @@ def test_the_linear_probe_is_ridge_regression(n: int) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=30))
+@settings(max_examples=30)
 def test_average_precision_is_the_usual_one(pairs: list[tuple[int, bool]]) -> None:
     score = np.array([s for s, _ in pairs]) + np.arange(len(pairs)) * 1e-6  # without ties
     positive = np.array([p for _, p in pairs])
@@ -95,6 +96,7 @@ def test_before_enough_is_known_nothing_is_foretold() -> None:
         max_size=12,
     )
 )
+@settings(max_examples=30)
 def test_of_each_entity_the_newest_label_is_known(
     batches: list[list[tuple[int, int, int]]],
 ) -> None:
