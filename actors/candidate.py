@@ -1,6 +1,7 @@
 """From a durable learner snapshot to a release's folder: export > rotation onto the served one > parity > gates."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import msgspec
 import structlog
 from msgspec import Meta
 
-from actors import gates
+from actors import gates, labels
 from actors.encode import session
 from actors.folders import Folder, write_folder
 from actors.gates import GatesConfig
@@ -129,7 +130,12 @@ class Workshop:
         beside = served if served is not None and self._same_records(served) else None
         within = overlaps if served is not None and generation == served.generation else {}
         strict = bool(snapshot.meta.get("challenger"))
-        every = self.measured = (parity, *self._gates(encoder, judged, beside, within, strict))
+        before = {beside.release, order.first} if beside is not None else set()
+        every = self.measured = (
+            parity,
+            *self._collapse(encoder, some(judged, gates.JUDGED), before),
+            *self._gates(encoder, (resident, held_out), beside, within, strict),
+        )
         refused = tuple(g.name for g in (every if not order.force else (parity,)) if not g.ok)
         manifest = Manifest(
             stream=self._name,
@@ -155,23 +161,38 @@ class Workshop:
             raise Refused(f"{gates.reason(every)}. {where}", refused)
         return manifest
 
+    def _collapse(self, encoder: "Encoder", judged: Windows, before: set[int]) -> list[Gate]:
+        """Beside earlier releases, as far as their files are whole."""
+        theirs = []
+        for release in before:
+            with suppress(ReleaseError):  # told where the two are compared
+                theirs.append(self._vectors(release, judged))
+        return gates.collapse(self._config.gates, of_encoder(encoder, judged), theirs)
+
     def _gates(
         self,
         encoder: "Encoder",
-        judged: Windows,
+        windows: tuple[Windows, Windows],
         served: Manifest | None,
         overlaps: Overlaps,
         strict: bool,
     ) -> list[Gate]:
-        c = self._config.gates
+        """windows: of resident entities, of those held out."""
+        c, judged = self._config.gates, windows[len(windows[1]) >= gates.LEAST]
         if strict:  # readers' space changes for it: it has to be no worse at all
             c = msgspec.structs.replace(c, recall_loss=0.0)
         theirs = partial(self._vectors, served.release) if served is not None else None
         gap_us = self._stream.shape.session_gap_us
         cosines = (getattr(overlaps.get(o), "cosine", None) for o in ("previous", "first"))
         return [
-            *gates.collapse(c, of_encoder(encoder, some(judged, gates.JUDGED))),
             *gates.self_retrieval(c, judged, gap_us, partial(of_encoder, encoder), theirs),
+            *gates.probe(
+                c,
+                labels.known(self._releases.parent / "labels"),
+                windows,
+                partial(of_encoder, encoder),
+                theirs,
+            ),
             *gates.overlap(c, *cosines),
         ]
 

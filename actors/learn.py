@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from actors import requests
 from actors.candidate import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.challenger import Challenge
 from actors.folders import Folder, folders, newest, prune, write_file, write_folder
+from actors.orders import Orders
 from actors.usage import cpu_s, resident_bytes
 from actors.watching import Watching
+from learning.adaptation import adapt
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
@@ -59,6 +62,8 @@ def learner_of(config: LearnerConfig, encoder: EncoderConfig, shape: Shape, devi
 
 
 class Learn:
+    """`orders`: what holds until the daemon gives others; assigned from any thread."""
+
     def __init__(
         self,
         config: LearnerConfig,
@@ -70,6 +75,8 @@ class Learn:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         torch.set_num_threads(config.threads)
+        self.orders = Orders()
+        self._ahead = 0.0  # updates that orders have added to those due by the records
         self._config, self._folder, self._epoch = config, folder, epoch
         self._release, self._clock, self._dim = release, clock, encoder.dim
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,23 +163,24 @@ class Learn:
 
     def turn(self) -> bool:
         """Takes what came, makes an update if one is due, snapshots if a release is due."""
-        began = self._clock()
-        self._receive()
+        began, orders, known = self._clock(), self.orders, self._learner.records
+        self._receive(orders)
         since, busy = self._slice
         if began - since > 10.0:
             since, busy = began, 0.0
         learner = self._learner
-        due = due_updates(
-            learner.records, learner.updates, busy, began - since + IDLE_S, self._config
-        )
-        step = self._watching.learn(learner) if due else None
+        more = (learner.records - known) * self._config.updates_per_record
+        self._ahead += (orders.pace - 1.0) * more
+        made = learner.updates - int(self._ahead)
+        due = due_updates(learner.records, made, busy, began - since + IDLE_S, self._config)
+        step = self._watching.learn(learner) if due and not orders.paused else None
         if step is not None:
             self._count(step)
             self._challenge.learn()
             busy += self._clock() - began
         self._slice = since, busy
         self._challenge_turn(began)
-        self._snapshot_turn()
+        self._snapshot_turn(orders)
         self._watching.turn(began, learner)
         self._stats.progress += 1
         return step is not None
@@ -191,8 +199,11 @@ class Learn:
             self._learner = challenger
             self._snapshot()
 
-    def _receive(self) -> None:
-        """Takes what came in; what a restored learner has learnt from already is skipped."""
+    def _receive(self, orders: Orders) -> None:
+        """Takes what came in; what a restored learner has learnt from already is skipped.
+
+        While it is paused, what comes is not learnt from later either; of a graph all edges are taken, for
+        later ones are learnt from beside them."""
         with self._lock:
             parts, self._inbox, self._inbox_bytes = list(self._inbox), deque(), 0
         gone = list[
@@ -218,6 +229,9 @@ class Learn:
                 positions = list(map(max, positions, mark))
             self._marks[group] = positions
             self._watching.received(windows)
+            if orders.paused and self._learner.shape.unit != "node":
+                self._skipped("paused", len(windows))
+                continue
             self._learner.receive(windows)
             self._stats.received += len(windows)
         if gone:
@@ -268,19 +282,33 @@ class Learn:
 
     # -- snapshots ----------------------------------------------------------------------------------
 
-    def _snapshot_turn(self) -> None:
+    def _snapshot_turn(self, orders: Orders) -> None:
         """A snapshot when a release is due: releases come from durable snapshots only."""
         updates = self._learner.updates - self._saved_updates
         every = self._release.every_s if self._saved_updates else self._release.first_s
         elapsed = self._clock() - self._saved_at
-        due = updates >= self._release.every_updates and elapsed >= every
-        if due or (updates and requests.taken(self._folder, requests.SNAPSHOT)):
+        due = updates >= self._release.every_updates and elapsed >= min(every, orders.release_s)
+        if (
+            (requests.taken(self._folder, requests.ADAPTATION) and self._adapt())
+            or (due and not orders.paused)
+            or (updates and requests.taken(self._folder, requests.SNAPSHOT))
+        ):
             self._snapshot()
         elif self._stats.snapshot:
             self._stats.snapshot_age_s = elapsed
 
+    def _adapt(self) -> bool:
+        """The normaliser as the newest rows would have it, where entities then find themselves better."""
+        if not isinstance(self._learner, FieldLearner) or self._learner.shape.unit == "node":
+            return False
+        found = adapt(self._learner)
+        log.warning(
+            "normalisation_adapted" if found.kept else "normalisation_left", **asdict(found)
+        )
+        return found.kept
+
     def _snapshot(self) -> None:
-        self._receive()
+        self._receive(self.orders)
         with self._lock:  # what comes from now on is not in it
             forgotten = len(self._forgotten) - sum(
                 len(part) for part in self._inbox if isinstance(part, list)
@@ -298,6 +326,7 @@ class Learn:
         meta = {
             "updates": self._learner.updates,
             "encoder": msgspec.to_builtins(self._learner.encoder_config),
+            "ahead": self._ahead,
             "marks": {str(group): mark for group, mark in self._marks.items()},
             "challenger": self._challenge.ready,
         }
@@ -355,6 +384,7 @@ class Learn:
             self._learner.inherit(dict(tensors), saved)
         else:
             self._learner.load_state_dict(dict(tensors), saved)
+            self._ahead = folder.meta.get("ahead", 0.0)
         self._marks = {int(group): mark for group, mark in folder.meta["marks"].items()}
         self._stats.snapshot = folder.path.name
         return True

@@ -22,8 +22,10 @@ from actors.embed import Releases
 from actors.fetch import Fetcher
 from actors.group import Group
 from actors.images import Images
+from actors.labels import LabelPorts, Labels, LabelsConfig
 from actors.lease import refuse_replaced
 from actors.mirror_kafka import KafkaMirror
+from actors.orders import Orders
 from actors.ports import LearnerPort
 from actors.publish import Publish
 from actors.quarantine import Quarantine
@@ -34,7 +36,7 @@ from actors.refill import Refill
 from actors.served import read_release, served
 from actors.shard import Ports, Shard
 from actors.shard_config import ShardConfig
-from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig
+from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig, partitions
 from learning.config import EncoderConfig, LearnerConfig
 from schemas.errors import AfreshError, SinkDown
 from schemas.records import Told
@@ -61,6 +63,7 @@ class Spec(msgspec.Struct, frozen=True):
     learner: LearnerConfig
     release: ReleaseConfig
     redis: RedisConfig
+    labels: LabelsConfig
 
     @property
     def root(self) -> Path:
@@ -276,6 +279,10 @@ class LearnProcess(Worker):
         """Whether they will be gone, also after a crash. False while it loads: ask again."""
         return self._learn is not None and self._learn.forget(entities)
 
+    def order(self, orders: Orders) -> None:
+        if self._learn is not None:
+            self._learn.orders = orders
+
     def body(self, stopping: Callable[[], bool]) -> None:
         from actors.learn import Learn
 
@@ -317,3 +324,32 @@ class PublishProcess(Worker):
 
     def stats(self) -> Any:
         return self._publish.stats()
+
+
+class LabelProcess(Worker):
+    """Reads the topic of labels."""
+
+    def __init__(self, spec: Spec, epoch: int) -> None:
+        self._spec, self._epoch = spec, epoch
+        self._labels: Labels | None = None
+        super().__init__(spec, epoch, nice=10)
+
+    def body(self, stopping: Callable[[], bool]) -> None:
+        s = self._spec
+        config = s.labels.source(s.source, s.name)
+        groups = partitions(config)
+        self._labels = Labels(
+            s.labels,
+            s.root / "labels",
+            self._epoch,
+            LabelPorts(
+                KafkaSource(config, s.name, groups),
+                KafkaDeadLetters(config, s.name),
+                RedisSink(s.redis, s.name),
+            ),
+            groups,
+        )
+        self._labels.run(stopping)
+
+    def stats(self) -> Any:
+        return self._labels.stats() if self._labels is not None else None

@@ -9,11 +9,12 @@ import msgspec
 
 from actors.folders import write_file
 
-ASKED, HELD, SNAPSHOT, RENEWAL = (
+ASKED, HELD, SNAPSHOT, RENEWAL, ADAPTATION = (
     "asked.json",
     "held",
     "snapshot-asked",
     "renewal-asked",
+    "adaptation-asked",
 )
 
 
@@ -42,8 +43,8 @@ def take(releases: Path) -> Request | None:
 
 
 def ask_learner(learner: Path, what: str) -> None:
-    """In the learner's folder: a SNAPSHOT now, so that there is something to release, or a RENEWAL of the
-    reference that drift is measured against."""
+    """In the learner's folder: a SNAPSHOT now, so that there is something to release, a RENEWAL of the
+    reference that drift is measured against, or an ADAPTATION of the normaliser to what came last."""
     _made(learner)
     write_file(learner / what, b"")
 

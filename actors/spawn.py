@@ -23,7 +23,14 @@ import ray.exceptions
 
 from actors.ports import LearnerPort
 from actors.private import private_folder
-from actors.processes import LearnProcess, PublishProcess, ShardProcess, Spec, Status
+from actors.processes import (
+    LabelProcess,
+    LearnProcess,
+    PublishProcess,
+    ShardProcess,
+    Spec,
+    Status,
+)
 from schemas.errors import AfreshError
 from schemas.records import Told, Windows
 
@@ -174,6 +181,10 @@ def spawn_learner(spec: Spec, epoch: int, gpus: int) -> Handle:
 
 def spawn_publisher(spec: Spec, epoch: int) -> Handle:
     return _actor(PublishProcess, (spec, epoch))
+
+
+def spawn_labels(spec: Spec, epoch: int) -> Handle:
+    return _actor(LabelProcess, (spec, epoch))
 
 
 def gpus() -> int:

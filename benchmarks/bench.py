@@ -25,6 +25,7 @@ from benchmarks import (
     learner,
     monitor,
     releases,
+    rollback,
     shard_path,
     sizes,
 )  # fmt: skip
@@ -57,6 +58,7 @@ class Bench:
             "monitor": lambda: monitor.measure(*self.servers()),
             "cas": self._cas,
             "swap": lambda: apart(releases.swap, *self.servers()),
+            "rollback": lambda: rollback.measure(*self.servers()),
             "export": lambda: apart(releases.exports),
             "snapshot": lambda: apart(sizes.snapshot, self._folder),
             "restore": lambda: apart(sizes.restored, self._folder),

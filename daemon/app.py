@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from actors import lease as leases
-from actors import spawn
+from actors import requests, spawn
 from actors.cut import set_learner_aside
 from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
@@ -20,6 +20,7 @@ from daemon.history import History
 from daemon.http import Http
 from daemon.machine import disk, memory_limit
 from daemon.page import Page
+from daemon.reactions import Reactions
 from daemon.scalars import Scalars
 from daemon.settings import Settings, check
 from daemon.supervisor import (
@@ -67,12 +68,16 @@ class App:
     _lease: leases.Lease | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
     _ended: threading.Event = field(default_factory=threading.Event)  # the lease is held until then
+    _reactions: Reactions = field(init=False)
     _exit: AfreshError | None = None
     _ray_died: bool = False
     _groups: int = 0
     _history: History = field(default_factory=History)
     _scalars: Scalars = field(default_factory=Scalars)
     _memory_limit: int = field(default_factory=memory_limit)
+
+    def __post_init__(self) -> None:
+        self._reactions = Reactions(self.settings.reactions)
 
     # -- run --------------------------------------------------------------------------------------
 
@@ -204,7 +209,7 @@ class App:
         s = self.settings
         return Spec(
             s.name, str(s.folder.resolve()), self._groups, s.stream, s.source, s.decode, s.state, s.shard,
-            s.encoder, s.learner, s.release, s.redis,
+            s.encoder, s.learner, s.release, s.redis, s.labels,
         )  # fmt: skip
 
     def _start(self) -> None:
@@ -220,6 +225,10 @@ class App:
         self._add(
             "publisher", lambda restarts: spawn.spawn_publisher(spec, epoch_of(epoch, restarts))
         )
+        if spec.labels.topic:
+            self._add(
+                "labels", lambda restarts: spawn.spawn_labels(spec, epoch_of(epoch, restarts))
+            )
         shards = min(spec.shard.shards, self._groups)
         for i in range(shards):
             mine = range(i, self._groups, shards)
@@ -273,6 +282,7 @@ class App:
         if self._history.due(now):
             self._history.add(now, known)
             self._scalars.add(now, known)
+        self._react(now, known)
         groups = known.groups
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
@@ -281,6 +291,20 @@ class App:
             filled = min(g.filled for g in groups) if live and groups else 0
             handle = self._children["publisher"].handle
             handle.tell("groups", min(tags, default=0), filled)
+
+    def _react(self, now: float, known: Snapshot) -> None:
+        """Tells the learner what follows from what was seen."""
+        if "learner" not in self._children:
+            return
+        decision = self._reactions.turn(now, known)
+        self._children["learner"].handle.tell("order", decision.orders)
+        asked = {"renew_reference": requests.RENEWAL, "adapt_normalisation": requests.ADAPTATION}
+        for reaction in decision.began:
+            if reaction in asked:
+                try:
+                    requests.ask_learner(self.settings.folder / "learner", asked[reaction])
+                except OSError as error:  # the disk is full: the next alarm asks again
+                    log.error("reaction_failed", reaction=reaction, reason=str(error))
 
     def _align(self) -> None:
         """Tells each shard how far the others are; one that is down holds nobody back."""
@@ -363,6 +387,9 @@ class App:
             self._memory_limit,
             *disk(self.settings.folder),
             self._scalars.alarms(),
+            labels=self._totals.get("labels"),
+            reactions=dict(self._reactions.counts),
+            learning_paused=self._reactions.paused,
         )
 
     def health(self) -> list[str]:

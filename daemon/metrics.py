@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from actors.gates import KEYS as GATES
 from actors.rejected import ErrorClass
+from daemon.reactions import REACTIONS
 from daemon.totals import Snapshot
 from schemas.stats import LATENCY_BOUNDS_S, GroupStats, Latency
 
@@ -89,6 +90,10 @@ def publisher(field: str) -> Read:
     return lambda s: getattr(s.publisher, field, None)
 
 
+def labels(field: str) -> Read:
+    return lambda s: getattr(s.labels, field, None)
+
+
 def daemon(field: str) -> Read:
     return lambda s: getattr(s, field)
 
@@ -99,7 +104,7 @@ def processes(daemons: str, field: str) -> Read:
     def read(s: Snapshot) -> Value:
         found = {"daemon": getattr(s, daemons)}
         found |= {name: getattr(shard, field) for name, shard in sorted(s.shards.items())}
-        others = {"learner": s.learner, "publisher": s.publisher}
+        others = {"learner": s.learner, "publisher": s.publisher, "labels": s.labels}
         return found | {n: getattr(x, field) for n, x in others.items() if x is not None}
 
     return read
@@ -200,7 +205,7 @@ TABLE: tuple[Spec, ...] = (
     Spec("afresh_learner_snapshot_failures_total", "counter",
          "Snapshots of the learner that failed; the one before stays.", learner("snapshot_failures")),
     Spec("afresh_updates_skipped_total", "counter", "Updates that changed nothing, by reason.",
-         learner("skipped"), ("reason",), ("non_finite", "stale")),
+         learner("skipped"), ("reason",), ("non_finite", "stale", "paused")),
     Spec("afresh_objective_loss", "gauge", "Loss by objective.", learner("objective_losses"), ("objective",)),
     Spec("afresh_loss", "gauge", "Training loss, weighted over objectives.", learner("loss")),
     Spec("afresh_held_out_loss", "gauge", "Loss on entities never trained on.", learner("heldout_loss")),
@@ -265,6 +270,10 @@ TABLE: tuple[Spec, ...] = (
     Spec("afresh_retrieval", "gauge",
          "Self-retrieval of the served release now: share of held-out entities found by their earlier half.",
          learner("retrieval")),
+    Spec("afresh_reactions_total", "counter", "What the daemon did by itself after an alarm.", daemon("reactions"),
+         ("reaction",), REACTIONS),
+    Spec("afresh_learning_paused", "gauge", "1 while nothing is learnt, for what comes looks poisoned.",
+         lambda s: float(s.learning_paused)),
     # releases
     Spec("afresh_releases_total", "counter", "Releases published.", publisher("releases")),
     Spec("afresh_releases_refused_total", "counter", "Releases that a check refused.", publisher("refused"),
@@ -286,6 +295,15 @@ TABLE: tuple[Spec, ...] = (
          publisher("overlap_cosine")),
     Spec("afresh_overlap_neighbours", "gauge", "Share of neighbours common to the last two releases.",
          publisher("overlap_neighbours")),
+    # labels
+    Spec("afresh_labels_total", "counter", "Labels that came on a topic of their own, by what became of them.",
+         labels("labels"), ("result",)),
+    Spec("afresh_labels_known", "gauge", "Entities of whom a label is known.", labels("known")),
+    Spec("afresh_probe_accuracy", "gauge",
+         "Share of the newest 1,000 labels that served vectors foretold before they were told.", labels("accuracy"),
+         ("probe",)),
+    Spec("afresh_probe_average_precision", "gauge",
+         "Average precision of the rarer of two labels, foretold by the linear probe.", labels("average_precision")),
     # the machine
     Spec("afresh_memory_bytes", "gauge", "Resident memory.", processes("daemon_memory_bytes", "memory_bytes"),
          ("process",)),

@@ -14,9 +14,11 @@ from actors import secret
 from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig, capacity
 from actors.decode import DecodeConfig, make_decoder
+from actors.labels import LabelsConfig
 from actors.redis_client import RedisConfig, connect
 from actors.shard_config import ShardConfig
 from actors.source import SourceConfig
+from daemon.reactions import ReactionsConfig
 from learning.config import (
     FITTING,
     OF_IMAGES,
@@ -100,6 +102,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     learner: LearnerConfig = LearnerConfig()
     release: ReleaseConfig = ReleaseConfig()
     redis: RedisConfig = RedisConfig()
+    reactions: ReactionsConfig = ReactionsConfig()
+    labels: LabelsConfig = LabelsConfig()
     http: HttpConfig = HttpConfig()
     service: ServiceConfig = ServiceConfig()
 
@@ -183,6 +187,9 @@ def check(settings: Settings) -> None:
     make_decoder(s.stream, s.decode)
     _check_graph(s)
     capacity(s.state, 1, s.stream.shape, s.encoder.window, s.encoder.kept)
+    if s.labels.topic:
+        s.labels.source(s.source, s.name)
+        make_decoder(s.labels.stream, DecodeConfig())
     s.source.client()
     connect(s.redis, lambda _: None).close()  # sends nothing
     s.http.token()

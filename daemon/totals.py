@@ -12,6 +12,7 @@ from schemas.stats import (
     LATENCY_BOUNDS_S,
     LETTERS,
     GroupStats,
+    LabelStats,
     Latency,
     LearnerStats,
     PublisherStats,
@@ -35,6 +36,9 @@ class Snapshot:
     disk_bytes: int = 0  # of the filesystem that holds the state folder
     disk_free_bytes: int = 0
     scalar_alarms: dict[str, int] = field(default_factory=dict)  # freshness | rate -> count
+    labels: LabelStats | None = None
+    reactions: dict[str, int] = field(default_factory=dict)  # daemon/reactions.py -> how often
+    learning_paused: bool = False
 
     @property
     def groups(self) -> list[GroupStats]:
@@ -91,6 +95,7 @@ COUNTS = {
         "cpu_s",
     ),
     PublisherStats: ("releases", "refused", "cpu_s", "requests"),
+    LabelStats: ("labels", "cpu_s"),
 }  # fmt: skip
 """Fields that count; the others are of the moment."""
 HIGHEST = {LearnerStats: ("updates",)}

@@ -184,3 +184,17 @@ class PublisherStats:
     held: str = ""  # why no release comes by itself
     requests: int = 0  # of an operator, dealt with
     next_release: int = 0  # of another generation, which is being filled; 0: none
+
+
+@dataclass
+class LabelStats:
+    """What the reader of labels reports; see learning/probe.py."""
+
+    progress: int = 0
+    up: bool = True  # Kafka and Redis answer it
+    labels: dict[str, int] = field(default_factory=dict)  # taken | no_vector | bad -> count
+    known: int = 0  # entities of whom a label is known
+    accuracy: dict[str, float] = field(default_factory=dict)  # by probe
+    average_precision: float = float("nan")
+    memory_bytes: int = 0
+    cpu_s: float = 0.0

@@ -11,6 +11,8 @@ import safetensors.numpy
 from actors.candidate import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.folders import Folder, folders, write_folder
 from actors.learn import Learn, Part
+from actors.orders import Orders
+from actors.requests import ADAPTATION, ask_learner
 from actors.served import set_current
 from learning.config import LearnerConfig, ReplayConfig
 from schemas.errors import SnapshotError
@@ -387,3 +389,76 @@ def test_the_release_that_is_served_ages(tmp_path: Path) -> None:
     fed(learner, clock, 5, 40)
     assert np.isfinite(learner.stats().ageing)
     assert 0.0 <= learner.stats().retrieval <= 1.0
+
+
+# -- what the daemon orders -------------------------------------------------------------------------
+
+
+def test_paused_it_learns_nothing_of_what_comes_and_makes_no_release(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock)
+    learner.offer([part(5)])
+    for _ in range(4):
+        learner.turn()
+    updates, resident = learner.stats().updates, residents_of(learner)
+    learner.orders = Orders(paused=True)
+    clock.now += 1000.0
+    poison = part(6, seed=3)
+    learner.offer([poison])
+    assert not learner.turn()
+    assert (learner.stats().updates, names(tmp_path)) == (updates, [])
+    assert learner.stats().skipped == {"paused": 40}
+    learner.orders = Orders()
+    assert learner.turn()
+    assert names(tmp_path) == ["1-1"]
+    assert residents_of(learner) == resident, "nor later"
+
+
+def test_faster_means_more_updates_per_record_and_sooner_releases(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock, updates_per_record=0.02, cpu_share=1.0)
+    learner.offer([part(1)])
+    usual = exhausted(learner)
+    learner.orders = Orders(pace=3.0, release_s=1.0)
+    learner.offer([part(2, seed=1)])
+    more = exhausted(learner)
+    assert more > 2 * usual
+    learner.orders = Orders()
+    learner.offer([part(3, seed=2)])
+    assert usual - 2 <= exhausted(learner) <= usual + 2, "what was ahead is no debt"
+    learner.run(lambda: True)
+    again = learn(tmp_path, clock, epoch=2, updates_per_record=0.02, cpu_share=1.0)
+    again.offer([part(4, seed=4)])
+    assert usual - 2 <= exhausted(again) <= usual + 2, "nor after a restart"
+
+
+def test_a_release_comes_sooner_when_it_is_ordered(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock)
+    learner.offer([part(5)])
+    clock.now += 5.0
+    while not names(tmp_path):
+        learner.turn()
+    learner.orders = Orders(release_s=2.0)
+    clock.now += 2.0
+    for _ in range(3):
+        learner.turn()
+    assert names(tmp_path) == ["1-2", "1-1"]
+
+
+def test_a_normaliser_that_would_not_help_is_left(tmp_path: Path) -> None:
+    learner = learn(tmp_path)
+    learner.offer([part(5, entities=400)])
+    learner.turn()
+    ask_learner(tmp_path, ADAPTATION)
+    learner.turn()
+    assert not (tmp_path / ADAPTATION).exists()
+    assert not names(tmp_path)
+
+
+def exhausted(learner: Learn) -> int:
+    """How many updates what it has been given is worth."""
+    before = learner.stats().updates
+    while learner.turn():
+        pass
+    return learner.stats().updates - before

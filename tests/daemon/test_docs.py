@@ -15,7 +15,14 @@ from daemon.metrics import TABLE, registry
 from daemon.settings import Settings, check, parse
 from daemon.totals import Snapshot
 from schemas.errors import AfreshError
-from schemas.stats import Changes, GroupStats, LearnerStats, PublisherStats, ShardStats
+from schemas.stats import (
+    Changes,
+    GroupStats,
+    LabelStats,
+    LearnerStats,
+    PublisherStats,
+    ShardStats,
+)
 
 ROOT = Path(__file__).parent.parent.parent
 Row = tuple[str, str, str]
@@ -133,6 +140,7 @@ def everything() -> list[Metric]:
     shard.groups = [GroupStats(0)]
     learner, publisher = filled(LearnerStats), filled(PublisherStats)
     snapshot = Snapshot("s", {"shard-0": shard}, learner, publisher, {"shard": 0})  # type: ignore[arg-type]
+    snapshot.labels = filled(LabelStats)  # type: ignore[assignment]
     return list(registry(lambda: snapshot).collect())
 
 

@@ -16,6 +16,7 @@ from schemas.stats import (
     Changes,
     Concept,
     GroupStats,
+    LabelStats,
     Latency,
     LearnerStats,
     PublisherStats,
@@ -75,7 +76,9 @@ def snapshot() -> Snapshot:
         gate_values={"rank": 3.0},
         gate_thresholds={"rank": 2.0},
     )
-    return Snapshot("s", shards, learner(), publisher, {"shard": 1, "learner": 0}, 3, 1, 1.0)
+    labels = LabelStats(1, True, {"taken": 3}, 3, {"knn": 0.5}, 0.4, 1, 1.0)
+    restarts = {"shard": 1, "learner": 0}
+    return Snapshot("s", shards, learner(), publisher, restarts, 3, 1, 1.0, labels=labels)
 
 
 def collected(given: Snapshot) -> dict[str, Metric]:
