@@ -3,11 +3,11 @@
 Maximum mean discrepancy, Gretton et al. 2012, between a reference and an exponential window of what comes, by random
 Fourier features, Rahimi and Recht 2007; the window as in NEWMA, Keriven et al. 2020, arXiv:1805.08061.
 
-The threshold is such that without a change an alarm comes once in `run_length` batches. By the central limit theorem
-the two means differ by a Gaussian whose covariance is that of the features: its runs are simulated, and the level that
-they reach after so many batches on average is taken. The reference's own error is part of it.
+The threshold is such that without a change an alarm comes once in `run_length` batches. Runs are bootstrapped, each
+from the reference split anew, as in Cobb et al. 2022, arXiv:2108.00883, so that its own error is part of it; the level
+that they reach after so many batches on average is taken.
 
-Shapes: N reference vectors, B of a batch, D dimensions, R features, J eigenvalues."""
+Shapes: N reference vectors, B of a batch, D dimensions, R features, J directions."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ FORGET = 0.1  # weight of the newest batch in the window
 FILLED = 10  # batches of a window that is full: 1 / FORGET
 RUNS, POOL = 512, 8192  # bootstrapped runs, and batches that they are drawn from
 ROUNDS = 24  # halvings of the interval that the threshold is looked for in
-J = 48  # eigenvalues that are followed; the rest is a constant, for it hardly varies
+J = 48  # largest directions that are followed; the rest is a constant, for it hardly varies
 
 
 class MmdDrift:
@@ -92,7 +92,7 @@ def _threshold(features: F64, run_length: float, rng: np.random.Generator) -> fl
         left = (1.0 - weight) ** 2 * left + weight**2
         if step + 1 >= FILLED:
             apart = window - offsets
-            # the small eigenvalues' part is its expectation, which is taken off again
+            # the smaller directions' part is its expectation, which is taken off again
             value = np.einsum("kj,kj->k", apart, apart) - variance * (1.0 / n + left / BATCH)
             high = np.maximum(high, value)
         peaks[step] = high
