@@ -12,7 +12,7 @@ LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-h
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: quality-drift help demo test check format lock bench quality-events quality-graph quality-images \
+.PHONY: quality-drift quality-months help demo test check format lock bench quality-events quality-graph quality-images \
 	test-faults docs env servers clean
 .DEFAULT_GOAL := help
 
@@ -50,6 +50,9 @@ quality-images: env ## measure what vectors of images know; AFRESH_DATA names th
 quality-drift: env ## measure false alarms and delays; AFRESH_DATA names the data folder, ARGS streams
 	$(BIN)/python -m benchmarks.quality_drift $(ARGS)
 
+quality-months: env ## measure what months of learning are worth; AFRESH_DATA names the data folder
+	$(BIN)/python -m benchmarks.quality_months $(ARGS)
+
 test-faults: env servers ## an hour of every fault, for many rounds; ARGS="kill-daemon …" picks some
 	$(BIN)/python -m benchmarks.faults $(ARGS)
 
@@ -63,6 +66,7 @@ lock: env ## pin the newest versions anew; then: make servers test
 	  -o benchmarks/requirements-tgn.txt
 	printf 'lightly\ntimm\ntorch\ntorchvision\n' | $(LOCK) --upgrade --constraint requirements.txt - \
 	  -o benchmarks/requirements-lightly.txt
+	printf 'alibi-detect>=0.13\nevidently\ntorch\n' | $(LOCK) --upgrade - -o benchmarks/requirements-drift.txt
 	$(BIN)/python -m daemon.jars lock
 
 env: $(VENV)/.afresh ## create .venv with every pinned package

@@ -12,27 +12,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import cifar
+from benchmarks.apart import PROCESSES, in_processes
 from benchmarks.cifar import Right
 from benchmarks.image_pass import FULL, SMALL, Job, Outcome, Setting, work
-from benchmarks.items import Item, shown
+from benchmarks.items import Item, gap, shown, spread
 from benchmarks.reference import BUILD
 from learning.config import FITTING, ObjectiveConfig, VicregConfig
 from learning.config_images import CassleConfig, SscdConfig
-from schemas.records import Bool
 
 SEEDS = (0, 1, 2)
-PROCESSES = 2
 OUT = BUILD / "quality-images.json"
 PIXELS, RANDOM, OURS = "raw pixels", "the same encoder, untrained", "vicreg"
 DEEP = "vicreg, features before the last layer"
@@ -69,20 +66,6 @@ class Found:
 
     def names(self, what: str) -> list[str]:
         return [name for kind, name in self._of if kind == what]
-
-
-def gap(ours: Sequence[Bool], others: Sequence[Bool]) -> tuple[float, float]:
-    """Difference of two accuracies, seed by seed, and its standard error: of seeds and of the images asked about."""
-    each = np.array([a.astype(float) - others[i % len(others)] for i, a in enumerate(ours)])
-    of_seeds = each.mean(1).std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0.0
-    of_images = each.mean(0).std(ddof=1) / each.shape[1] ** 0.5
-    return float(each.mean()), float(np.hypot(of_seeds, of_images))
-
-
-def spread(values: Sequence[float]) -> str:
-    """Their mean, and half their range."""
-    half = (max(values) - min(values)) / 2
-    return f"{np.mean(values):.3f}" + (f" ± {half:.3f}" if len(values) > 1 else "")
 
 
 # -- parts ------------------------------------------------------------------------------------------
@@ -263,24 +246,9 @@ PARTS: dict[str, tuple[Jobs, Callable[[Found, Console], list[Item]]]] = {
 
 
 def run(jobs: Sequence[Job], setting: Setting, console: Console) -> list[Outcome]:
-    """Two at a time, each in a process of its own; said as they come."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    done: list[Outcome] = []
-    processes = 1 if setting.device != "cpu" else PROCESSES
-    context = get_context("spawn")
-    with (
-        Progress(*columns, console=console, speed_estimate_period=600) as progress,
-        ProcessPoolExecutor(processes, context, max_tasks_per_child=1) as pool,
-    ):
-        task = progress.add_task("learners", total=len(jobs))
-        for future in as_completed([pool.submit(work, job, setting) for job in jobs]):
-            outcome = future.result()
-            done.append(outcome)
-            progress.advance(task)
-            progress.console.print(f"[dim]{described(outcome)}[/dim]")
-    return done
+    """Two at a time; on a GPU one by one."""
+    calls = [partial(work, job, setting) for job in jobs]
+    return in_processes(calls, 1 if setting.device != "cpu" else PROCESSES, console, described)
 
 
 def described(outcome: Outcome) -> str:

@@ -100,3 +100,4 @@ class Reference:
 LIFESTREAM = Reference("ptls", HERE / "lifestream.py", "pytorch-lifestream==0.7.*")
 TGN = Reference("tgn", HERE / "pyg.py", "requirements-tgn.txt")
 LIGHTLY = Reference("lightly", HERE / "lightly_vicreg.py", "requirements-lightly.txt")
+DRIFT = Reference("drift", HERE / "drift_others.py", "requirements-drift.txt")

@@ -3,11 +3,11 @@
 Maximum mean discrepancy, Gretton et al. 2012, between a reference and an exponential window of what comes, by random
 Fourier features, Rahimi and Recht 2007; the window as in NEWMA, Keriven et al. 2020, arXiv:1805.08061.
 
-The threshold is such that without a change an alarm comes once in `run_length` batches. By the central limit theorem
-the two means differ by a Gaussian whose covariance is that of the features: its runs are simulated, and the level that
-they reach after so many batches on average is taken. The reference's own error is part of it.
+The threshold is such that without a change an alarm comes once in `run_length` batches. Runs are bootstrapped, each
+from the reference split anew, as in Cobb et al. 2022, arXiv:2108.00883, so that its own error is part of it; the level
+that they reach after so many batches on average is taken.
 
-Shapes: N reference vectors, B of a batch, D dimensions, R features, J eigenvalues."""
+Shapes: N reference vectors, B of a batch, D dimensions, R features, J directions."""
 
 import numpy as np
 
@@ -17,11 +17,9 @@ R = 256
 BATCH = 64
 FORGET = 0.1  # weight of the newest batch in the window
 FILLED = 10  # batches of a window that is full: 1 / FORGET
-RUNS, ROUNDS = (
-    256,
-    24,
-)  # simulated runs; halvings of the interval that the threshold is looked for in
-J = 48  # eigenvalues that are simulated; the rest is a constant, for it hardly varies
+RUNS, POOL = 512, 8192  # bootstrapped runs, and batches that they are drawn from
+ROUNDS = 24  # halvings of the interval that the threshold is looked for in
+J = 48  # largest directions that are followed; the rest is a constant, for it hardly varies
 
 
 class MmdDrift:
@@ -32,11 +30,10 @@ class MmdDrift:
         weights = rng.normal(size=(d, R)) / _bandwidth(reference, rng)
         self._weights = weights.astype(np.float32)
         self._phases = rng.uniform(0.0, 2.0 * np.pi, R).astype(np.float32)
-        features = self._features(reference)
+        features = self.features(reference)
         self._mean = features.mean(0)
-        covariance = np.cov(features.T)
-        self._variance = float(np.trace(covariance))
-        self.threshold = _threshold(covariance, self._n, run_length, rng)
+        self._variance = float(features.var(0, ddof=1).sum())
+        self.threshold = _threshold(features, run_length, rng)
         self.begin()
 
     def begin(self) -> None:
@@ -46,19 +43,24 @@ class MmdDrift:
     def update(self, batch: F32) -> float | None:
         """The statistic after one more batch: 0 on average without a change, the squared discrepancy where there is
         one. None while the window is yet to fill."""
+        return self.step(self.features(batch).mean(0))
+
+    def features(self, z: F32) -> F64:
+        """[B, D] -> [B, R]"""
+        found = np.cos(z @ self._weights + self._phases) * np.float32(np.sqrt(2.0 / R))
+        return np.asarray(found, np.float64)
+
+    def step(self, mean_R: F64) -> float | None:
+        """`update` by the mean of the batch's features."""
         self._batches += 1
         weight = _weight(self._batches)
-        self._window = (1.0 - weight) * self._window + weight * self._features(batch).mean(0)
+        self._window = (1.0 - weight) * self._window + weight * mean_R
         self._left = (1.0 - weight) ** 2 * self._left + weight**2
         if self._batches < FILLED:
             return None
         noise = self._variance * (1.0 / self._n + self._left / BATCH)
         apart: float = np.square(self._window - self._mean).sum()
         return float(apart - noise)
-
-    def _features(self, z: F32) -> F64:
-        found = np.cos(z @ self._weights + self._phases) * np.float32(np.sqrt(2.0 / R))
-        return np.asarray(found, np.float64)
 
 
 def _bandwidth(z: F32, rng: np.random.Generator) -> float:
@@ -72,30 +74,57 @@ def _weight(batches: int) -> float:
     return max(FORGET, 1.0 / batches)
 
 
-def _threshold(covariance: F64, n: int, run_length: float, rng: np.random.Generator) -> float:
-    """The level that simulated runs reach after `run_length` batches on average."""
-    eigenvalues = np.clip(np.linalg.eigvalsh(covariance)[::-1], 0.0, None)
-    top, rest = np.sqrt(eigenvalues[:J]), eigenvalues[J:].sum()
+def _threshold(features: F64, run_length: float, rng: np.random.Generator) -> float:
+    """The level that bootstrapped runs reach after `run_length` batches on average. features: [N, R]"""
+    n = len(features)
+    centred = (features - features.mean(0)) * np.sqrt(n / (n - 1.0))
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    along = (centred @ vectors[:, -J:]).astype(np.float32)  # [N, J]
+    variance = float(np.square(along).sum(1).mean())
+    offsets = _resplit(along, rng)
+    pool = _batch_means(along, rng)
     steps = int(4 * run_length)
-    peaks = np.full((RUNS, steps), -np.inf, np.float32)  # the highest so far
-    offset = rng.normal(size=(RUNS, len(top))) * top / np.sqrt(n)
-    window, left, high = np.zeros_like(offset), 0.0, np.full(RUNS, -np.inf)
+    peaks = np.full((steps, RUNS), -np.inf, np.float32)  # the highest so far
+    window, left, high = np.zeros_like(offsets), 0.0, peaks[0]
     for step in range(steps):
         weight = _weight(step + 1)
-        new = rng.normal(size=window.shape) * top / np.sqrt(BATCH)
-        window = (1.0 - weight) * window + weight * new
+        window += np.float32(weight) * (pool[rng.integers(0, POOL, RUNS)] - window)
         left = (1.0 - weight) ** 2 * left + weight**2
         if step + 1 >= FILLED:
-            # the small eigenvalues' part is its expectation, which is taken off again
-            expected = (eigenvalues.sum() - rest) * (1.0 / n + left / BATCH)
-            high = np.maximum(high, np.square(window - offset).sum(1) - expected)
-        peaks[:, step] = high
+            apart = window - offsets
+            # the smaller directions' part is its expectation, which is taken off again
+            value = np.einsum("kj,kj->k", apart, apart) - variance * (1.0 / n + left / BATCH)
+            high = np.maximum(high, value)
+        peaks[step] = high
     low, above = 0.0, float(peaks.max())
     for _ in range(ROUNDS):
         level = (low + above) / 2
-        reached = peaks > level
-        ended = reached.any(1)
-        # of an exponential time, cut off: all that was waited, over the runs that ended
-        waited = np.where(ended, reached.argmax(1) + 1.0, steps).sum() / max(int(ended.sum()), 1)
-        low, above = (level, above) if waited < run_length else (low, level)
+        waited, ended = _until(peaks, level)
+        low, above = (level, above) if waited < run_length * ended else (low, level)
     return (low + above) / 2
+
+
+def _resplit(along: F32, rng: np.random.Generator) -> F32:
+    """Errors of a reference's mean, of one split in two for each run. The halves' means differ by twice the error that
+    the mean of the whole has: half of it is taken. [RUNS, J]"""
+    n = len(along)
+    sign = np.where(np.arange(n) % 2, 1.0, -1.0)[None].repeat(RUNS, 0)
+    found = rng.permuted(sign, axis=1) @ along / n
+    return np.asarray(found, np.float32)
+
+
+def _batch_means(along: F32, rng: np.random.Generator) -> F32:
+    """Means of batches drawn from the reference, zero on average. [POOL, J]"""
+    total = np.zeros((POOL, along.shape[1]), np.float32)
+    for _ in range(BATCH):
+        total += along[rng.integers(0, len(along), POOL)]
+    found: F32 = (total - total.mean(0)) / np.float32(BATCH)
+    return found
+
+
+def _until(peaks: F32, level: float) -> tuple[float, int]:
+    """Batches that all runs waited until they reached the level or were cut off, and how many reached it: the ratio
+    estimates the mean of a time that is cut off. peaks: [steps, RUNS]"""
+    waited = (peaks <= level).sum(0) + 1.0
+    ended = peaks[-1] > level
+    return float(np.where(ended, waited, len(peaks)).sum()), max(int(ended.sum()), 1)

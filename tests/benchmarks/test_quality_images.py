@@ -13,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import cifar, quality_images
 from benchmarks.cifar import Part
 from benchmarks.image_pass import Setting, Size, work
-from benchmarks.quality_images import PARTS, Found, gap
+from benchmarks.items import gap
+from benchmarks.quality_images import PARTS, Found
 from learning.config_images import TimmConfig
 
 NAMES = tuple("abcdefghij")

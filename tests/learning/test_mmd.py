@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from learning.mmd import BATCH, FILLED, MmdDrift
+from learning.mmd import BATCH, FILLED, RUNS, MmdDrift, _batch_means, _resplit
 from schemas.records import F32
 
 RUN_LENGTH = 100.0
@@ -45,7 +45,7 @@ def test_the_statistic_is_nothing_on_average_and_the_discrepancy_where_there_is_
     quiet = [drift.update(mixture(rng, BATCH, SAME)) or 0.0 for _ in range(400)]
     assert abs(np.mean(quiet[20:])) < 0.2 * drift.threshold
     loud = [drift.update(mixture(rng, BATCH, OTHER)) or 0.0 for _ in range(200)]
-    other = drift._features(mixture(rng, 20_000, OTHER)).mean(0)
+    other = drift.features(mixture(rng, 20_000, OTHER)).mean(0)
     wanted = np.square(other - drift._mean).sum()
     assert np.mean(loud[50:]) == pytest.approx(wanted, rel=0.1)
 
@@ -69,3 +69,22 @@ def test_one_seed_gives_one_detector() -> None:
         some = [drift.update(mixture(rng, BATCH, OTHER)) for _ in range(FILLED)]
         found.append((drift.threshold, some[-1]))
     assert found[0] == found[1]
+
+
+def test_a_reference_that_is_split_anew_has_the_error_of_its_mean() -> None:
+    rng = np.random.default_rng(5)
+    along = rng.exponential(size=(1000, 8)).astype(np.float32)
+    along -= along.mean(0)
+    found = _resplit(along, rng)
+    wanted = along.var(0) / len(along)
+    assert found.var(0).mean() == pytest.approx(wanted.mean(), rel=0.1)
+    assert np.abs(found.mean(0)).max() < 4 * np.sqrt(wanted.max() / RUNS)
+
+
+def test_batches_of_the_reference_are_nothing_on_average_and_vary_as_batches_do() -> None:
+    rng = np.random.default_rng(6)
+    along = rng.exponential(size=(1000, 8)).astype(np.float32)
+    along -= along.mean(0)
+    found = _batch_means(along, rng)
+    assert np.abs(found.mean(0)).max() < 1e-5
+    assert found.var(0).mean() == pytest.approx(along.var(0).mean() / BATCH, rel=0.05)
