@@ -18,7 +18,7 @@ from torch import Tensor
 
 from actors.decode import DecodeConfig, make_decoder
 from actors.learn import resident_windows
-from actors.shard import ShardConfig
+from actors.shard_config import ShardConfig
 from actors.state import State
 from benchmarks import retail
 from benchmarks.one_pass import TOPIC, anchored
