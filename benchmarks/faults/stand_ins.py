@@ -51,8 +51,8 @@ class SmallRelease:
     manifest: SmallManifest
 
     @classmethod
-    def load(cls, folder: Path, threads: int = 1) -> "SmallRelease":
-        del threads
+    def load(cls, folder: Path, threads: int = 1, there: object = None) -> "SmallRelease":
+        del threads, there
         if not folder.is_dir():
             raise ReleaseError(f"{folder} is gone.")
         return cls(SmallManifest(int(folder.name)))
