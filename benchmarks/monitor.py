@@ -67,7 +67,7 @@ def _flooded(brokers: str, status: Any, of: Flow) -> float:
     producing = context.Process(target=load, args=(brokers, speed, stop, of))
     producing.start()
     try:
-        until(status, caught_up, 180)
+        until(status, caught_up, 600)
         speed.value = FLOOD
         time.sleep(SETTLE_S)
         before, began = shard(status())["accepted"], time.perf_counter()

@@ -30,17 +30,23 @@ class Told:
 
 
 def told_apart(then: F32 | F64, now: F32 | F64, entities: tuple[I64, I64]) -> Told:
-    """Of features [A, P] and [B, P] and whose each row is. Two folds: entities' hashes halve them."""
+    """Of features [A, P] and [B, P] and whose each row is. Two folds: entities' hashes halve them. Each is judged by
+    who learnt from the other, so that it has a chance of its own; of the two the smaller counts, twice."""
     x = np.concatenate([then, now]).astype(np.float64)
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
     y = np.repeat([0.0, 1.0], [len(then), len(now)])
     fold = mixed(mixed(np.concatenate(entities))) & 1
-    score = np.zeros(len(x))
+    score, right, chances = np.zeros(len(x)), 0, []
     for each in (0, 1):
         judged = fold == each
+        if not judged.any() or judged.all():
+            continue
         score[judged] = _logits(x[judged], _fitted(x[~judged], y[~judged]))
-    right = int(np.count_nonzero((score > 0) == (y > 0)))
-    return Told(right / len(x), chance(right, len(x)), score[len(then) :])
+        good = (score[judged] > 0) == (y[judged] > 0)
+        chances.append(chance(int(good.sum()), len(good)))
+        right += int(good.sum())
+    p = min(1.0, 2.0 * min(chances, default=1.0))
+    return Told(right / len(x), p, score[len(then) :])
 
 
 def alone(entity: I64) -> I64:
@@ -56,15 +62,18 @@ def chance(right: int, n: int) -> float:
 
 
 def _fitted(x: F64, y: F64) -> F64:
-    """Weights and bias of a logistic regression with a ridge, by Newton's method."""
+    """Weights and bias of a logistic regression with a ridge, by Newton's method. Both samples weigh the same: else
+    the fold that has more of one would be told to say so of the other, which has fewer."""
     x = np.column_stack([x, np.ones(len(x))])
+    many = np.array([max(np.count_nonzero(y == c), 1) for c in (0, 1)])
+    weight = (len(y) / 2 / many)[y.astype(np.int64)]
     w = np.zeros(x.shape[1])
     ridge = np.full(x.shape[1], RIDGE)
     ridge[-1] = 1e-6
     for _ in range(STEPS):
         p = 1.0 / (1.0 + np.exp(-np.clip(x @ w, -30.0, 30.0)))
-        gradient = x.T @ (p - y) + ridge * w
-        curvature = (x * (p * (1.0 - p))[:, None]).T @ x + np.diag(ridge)
+        gradient = x.T @ (weight * (p - y)) + ridge * w
+        curvature = (x * (weight * p * (1.0 - p))[:, None]).T @ x + np.diag(ridge)
         w -= np.linalg.solve(curvature, gradient)
     return w
 

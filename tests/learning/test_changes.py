@@ -122,7 +122,7 @@ def test_the_classifier_is_a_logistic_regression_with_a_ridge() -> None:
     x, y = rng.normal(size=(300, 5)), (rng.random(300) < 0.4).astype(float)
     x[y == 1] += 0.3
     w = two_sample._fitted(x, y)
-    theirs = LogisticRegression(C=1 / two_sample.RIDGE, tol=1e-8).fit(x, y)
+    theirs = LogisticRegression(C=1 / two_sample.RIDGE, tol=1e-8, class_weight="balanced").fit(x, y)
     np.testing.assert_allclose(w[:-1], theirs.coef_[0], atol=1e-4)
     assert w[-1] == pytest.approx(float(theirs.intercept_[0]), abs=1e-3)
 
@@ -133,14 +133,14 @@ def test_its_chance_is_the_binomial_test() -> None:
         assert chance(right, n) == pytest.approx(wanted)
 
 
-def test_under_the_null_its_chance_is_as_even_as_it_says() -> None:
+def test_under_the_null_its_chance_is_what_it_says() -> None:
     rng = np.random.default_rng(10)
     p = [
         told_apart(unit(rng, 150), unit(rng, 150), tuple(rng.integers(0, 2**62, (2, 150)))).p  # type: ignore[arg-type]
         for _ in range(60)
     ]
     assert np.mean(np.array(p) < 0.05) < 0.15
-    assert 0.3 < np.mean(p) < 0.7
+    assert np.mean(p) > 0.4
 
 
 def test_of_each_entity_the_newest_is_taken() -> None:
