@@ -63,7 +63,7 @@ class Spec(msgspec.Struct, frozen=True):
     learner: LearnerConfig
     release: ReleaseConfig
     redis: RedisConfig
-    labels: LabelsConfig
+    labels: LabelsConfig = LabelsConfig()
 
     @property
     def root(self) -> Path:
@@ -335,21 +335,20 @@ class LabelProcess(Worker):
         super().__init__(spec, epoch, nice=10)
 
     def body(self, stopping: Callable[[], bool]) -> None:
-        s = self._spec
-        config = s.labels.source(s.source, s.name)
-        groups = partitions(config)
-        self._labels = Labels(
-            s.labels,
-            s.root / "labels",
-            self._epoch,
-            LabelPorts(
-                KafkaSource(config, s.name, groups),
-                KafkaDeadLetters(config, s.name),
-                RedisSink(s.redis, s.name),
-            ),
-            groups,
-        )
+        self._labels = open_labels(self._spec, self._epoch)
         self._labels.run(stopping)
 
     def stats(self) -> Any:
         return self._labels.stats() if self._labels is not None else None
+
+
+def open_labels(spec: Spec, epoch: int) -> Labels:
+    """The reader of the topic of labels, restored and connected."""
+    config = spec.labels.source(spec.source, spec.name)
+    groups = partitions(config)
+    source, dead_letters = (
+        KafkaSource(config, spec.name, groups),
+        KafkaDeadLetters(config, spec.name),
+    )
+    ports = LabelPorts(source, dead_letters, RedisSink(spec.redis, spec.name))
+    return Labels(spec.labels, spec.root / "labels", epoch, ports, groups)

@@ -84,7 +84,9 @@ class Prequential:
         self._new = 0  # since it was fitted
         self._right = np.zeros((0, len(PROBES)), np.bool_)
         self._told = np.zeros(0, np.int64)
-        self._score = np.zeros(0)  # of the rarer of two classes
+        self._margin = np.zeros(
+            0
+        )  # of two classes, by how much the second scores more than the first
 
     def add(self, entity: I64, label: I64, time_us: I64, vector: F32) -> None:
         """M labels in the order in which they came. vector: [M, D] of unit length."""
@@ -106,12 +108,12 @@ class Prequential:
                 np.full(len(label), classes[counts.argmax()]),
             ]
         )
-        score = np.full(len(label), np.nan)
-        if len(classes) == 2 and np.array_equal(self._linear.classes, classes):
-            score = self._linear.scores(vector)[:, counts.argmin()]
+        margin = np.full(len(label), np.nan)
+        if len(self._linear.classes) == 2:
+            margin = np.diff(self._linear.scores(vector), axis=1)[:, 0]
         self._right = np.concatenate([self._right, foretold == label[:, None]])[-WINDOW:]
         self._told = np.concatenate([self._told, label])[-WINDOW:]
-        self._score = np.concatenate([self._score, score])[-WINDOW:]
+        self._margin = np.concatenate([self._margin, margin])[-WINDOW:]
 
     def _learn(self, entity: I64, label: I64, time_us: I64, vector: F32) -> None:
         """Of each entity the newest by time, of the same time the one that came last; the newest KEPT of all."""
@@ -143,9 +145,10 @@ class Prequential:
     @property
     def precision(self) -> float:
         """Average precision of the rarer of two classes, by the linear probe. NaN where there are not two."""
-        there = ~np.isnan(self._score)
-        told = self._told[there]
+        there = ~np.isnan(self._margin)
+        told, margin = self._told[there], self._margin[there]
         classes, counts = np.unique(told, return_counts=True)
         if len(classes) != 2:
             return float("nan")
-        return average_precision(self._score[there], told == classes[counts.argmin()])
+        rarer = int(counts.argmin())
+        return average_precision(margin if rarer else -margin, told == classes[rarer])

@@ -1,18 +1,31 @@
 """Labels on a topic of their own: foretold from what Redis has, kept over restarts, and nobody else's trouble."""
 
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from kafka import KafkaConsumer, KafkaProducer
 
+from actors.candidate import ReleaseConfig
+from actors.capacity import StateConfig
+from actors.decode import DecodeConfig
 from actors.labels import LabelPorts, Labels, LabelsConfig, known
+from actors.processes import Spec, open_labels
+from actors.redis_client import RedisConfig
+from actors.redis_sink import RedisSink
+from actors.shard_config import ShardConfig
 from actors.sink import Current, Vectors
 from actors.source import SourceConfig
+from learning.config import LearnerConfig
 from schemas.errors import SettingsError
 from schemas.records import category_hash
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource, Record
+from tests.helpers import eventually
+from tests.services import ENCODER, STREAM
 
 CONFIG = LabelsConfig("labels", "who", "fraud", "at")
 PEOPLE, DIM = 200, 8
@@ -169,6 +182,42 @@ def test_the_gate_reads_what_was_saved_last(service: Service) -> None:
     newest = max(service.folder.glob("1-*"))
     (newest / "known.safetensors").write_bytes(b"")
     assert len(known(service.folder)) == 3, "the one before"
+
+
+def test_from_kafka_to_redis_and_back(
+    tmp_path: Path, kafka: str, redis_server: str, stream: str, topics: Callable[..., str]
+) -> None:
+    topic = topics("labels", partitions=2)
+    spec = Spec(
+        stream, str(tmp_path), 1, STREAM, SourceConfig(kafka, ("orders",)), DecodeConfig(), StateConfig(),
+        ShardConfig(), ENCODER, LearnerConfig(), ReleaseConfig(), RedisConfig(url=redis_server),
+        LabelsConfig(topic, "who", "fraud", "at"),
+    )  # fmt: skip
+    sink = RedisSink(spec.redis, stream)
+    sink.raise_fence(0, 1)
+    n = np.ones(100, np.int64)
+    z = np.eye(DIM, dtype=np.float32)[np.arange(100) % 2]
+    sink.write(0, 1, 1, 1, {}, Vectors([f"p{i}" for i in range(100)], z, n, n, n, n), [])
+    sink.set_current(Current(1, 1, DIM), 1)
+    with closing(KafkaProducer(bootstrap_servers=kafka)) as producer:
+        for i in range(100):
+            value = msgspec.json.encode({"who": f"p{i}", "fraud": i % 2, "at": 5})
+            producer.send(topic, value, f"p{i}".encode())
+        producer.send(topic, b"{")
+    labels = open_labels(spec, 1)
+
+    def taken() -> bool:
+        labels.turn()
+        return labels.stats().labels == {"taken": 100, "no_vector": 0, "bad": 1}
+
+    eventually(taken)
+    turns = iter([False, True])
+    labels.run(lambda: next(turns))
+    sink.close()
+    assert len(known(tmp_path / "labels")) == 100
+    letters = KafkaConsumer(f"{topic}.dlq", bootstrap_servers=kafka, auto_offset_reset="earliest")
+    with closing(letters):
+        assert next(letters).value == b"{"
 
 
 def test_labels_have_a_topic_of_their_own() -> None:

@@ -14,7 +14,7 @@ from actors.publish import Publish
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.served import current_release
-from actors.shard import ShardConfig
+from actors.shard_config import ShardConfig
 from daemon.reactions import Reactions, ReactionsConfig
 from daemon.totals import Snapshot
 from learning.config import LearnerConfig

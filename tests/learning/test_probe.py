@@ -75,6 +75,18 @@ def test_what_vectors_tell_is_foretold() -> None:
     assert found.precision > 0.9
 
 
+@pytest.mark.parametrize("rarer", [0, 1])
+def test_precision_is_of_whichever_label_is_rarer_now(rarer: int) -> None:
+    """Labels come by turns, so that now the one is rarer among what is known and now the other."""
+    z = vectors(900)
+    label = (z[:, 0] > 0).astype(np.int64)
+    order = np.argsort(label[:450], kind="stable") if rarer else np.argsort(-label[:450])
+    at = np.concatenate([order, np.arange(450, 900)])
+    found = filled(label[at], z[at])
+    assert found.accuracy["linear"] > 0.85
+    assert found.precision > 0.9
+
+
 def test_what_vectors_do_not_tell_is_not() -> None:
     """Also where each entity's label comes again and again: it is no neighbour of its own."""
     entity = np.tile(np.arange(300), 4)
