@@ -171,6 +171,10 @@ def fetch_status(settings: Any) -> dict[str, Any]:
     return found
 
 
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def _status_table(found: dict[str, Any]) -> Table:
     table = Table(title=f"{found['stream']} (epoch {found['epoch']})", show_header=False)
     groups = [g for shard in found["shards"].values() for g in shard["groups"]]
@@ -196,8 +200,8 @@ def _status_table(found: dict[str, Any]) -> Table:
             if (n := publisher.get("next_release"))
             else []
         ),
-        ("updates", f"{learner.get('updates', 0):,}, loss {learner.get('loss')}"),
-        ("effective rank", f"{learner.get('effective_rank')}"),
+        ("updates", f"{learner.get('updates', 0):,}, loss {_short(learner.get('loss'))}"),
+        ("effective rank", _short(learner.get("effective_rank"))),
         ("restarts", ", ".join(f"{k} {v}" for k, v in found["restarts"].items())),
     ]
     for row in rows:
