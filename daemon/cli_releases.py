@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import typer
+from rich.console import Group
 from rich.table import Table
 
 from actors import requests
@@ -33,35 +34,32 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
         except SnapshotError as error:
             err.print(str(error))
 
-    def table() -> Table:
-        t = Table(
-            "release",
-            "generation",
-            "made",
-            "updates",
-            "cosine to the one before",
-            "neighbours kept",
-            "gates",
-        )
+    def tables() -> Group:
+        """What they are, and what they had to pass: both fit a terminal of 80 columns."""
+        names = list(dict.fromkeys(g.name for m, _ in found for g in m.gates))
+        of = Table("release", "gen.", "made (UTC)", "updates", "cosine", "neighbours")
+        passed = Table("release", *names)
         for m, refused in found:
-            marks = {now.release: " (current)", now.next: " (being filled)"}
-            mark = " (refused)" if refused else marks.get(m.release, "")
+            marks = {now.release: "(current)", now.next: "(being filled)"}
+            mark = "(refused)" if refused else marks.get(m.release, "")
             o = m.overlap_previous
-            made = np.datetime64(m.created_us, "us").astype("datetime64[s]")
-            gates = ", ".join(f"{g.name} {g.value:.3g}{'' if g.ok else '!'}" for g in m.gates)
-            t.add_row(
-                f"{m.release}{mark}", str(m.generation), str(made), str(m.updates), f"{o.cosine:.3f}" if o else "-",
-                f"{o.neighbours:.2f} of {o.entities}" if o else "-", gates,
+            made = str(np.datetime64(m.created_us, "us").astype("datetime64[m]")).replace("T", " ")
+            of.add_row(
+                f"{m.release} {mark}".strip(), str(m.generation), made, f"{m.updates:,}",
+                f"{o.cosine:.3f}" if o else "-", f"{o.neighbours:.2f} of {o.entities}" if o else "-",
             )  # fmt: skip
+            gates = {g.name: f"{g.value:.3g}{'' if g.ok else '!'}" for g in m.gates}
+            passed.add_row(str(m.release), *(gates.get(name, "") for name in names))
+        of.caption = "cosine, neighbours: agreement with the release before"
         if held := requests.held(settings.releases):
-            t.caption = f"No release comes by itself: {held}. `afresh release` makes one."
-        return t
+            passed.caption = f"No release comes by itself: {held}. `afresh release` makes one."
+        return Group(of, passed)
 
     facts = [
         msgspec.to_builtins(m) | {"current": m.release == now.release, "refused": refused}
         for m, refused in found
     ]
-    say(facts, as_json, table)
+    say(facts, as_json, tables)
 
 
 @app.command()

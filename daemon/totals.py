@@ -61,8 +61,8 @@ def no_release(known: Snapshot, learner: LearnerConfig, release: ReleaseConfig) 
         )
     else:
         why = (
-            f"the learner has {seen.received} windows, and begins when they are of {learner.min_entities} "
-            "entities, or of a graph that many edges (learner.min_entities)"
+            f"the learner has {seen.received} windows (images, or edges of a graph), and begins when they are of "
+            f"{learner.min_entities} entities, or are as many edges (learner.min_entities)"
         )
     return f"there is no release yet, and vectors are written from the first one on: {why}"
 

@@ -96,8 +96,11 @@ def main() -> None:
     parser.add_argument("--redis", default="redis://127.0.0.1:6379/0")
     given = parser.parse_args()
     client = redis.Redis.from_url(given.redis, socket_timeout=5.0)
-    files = [path.read_bytes() for path in given.images]
-    worst = compare(client, given.stream, given.entity, files)
+    try:
+        files = [path.read_bytes() for path in given.images]
+        worst = compare(client, given.stream, given.entity, files)
+    except (OSError, redis.RedisError) as why:  # a file that is not there or no image, or no Redis
+        raise SystemExit(f"{type(why).__name__}: {why}") from None
     if worst > TOLERANCE:
         raise SystemExit(f"the vectors differ by more than {TOLERANCE}")
 
