@@ -50,10 +50,10 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
             )  # fmt: skip
             gates = {g.name: f"{g.value:.3g}{'' if g.ok else '!'}" for g in m.gates}
             passed.add_row(str(m.release), *(gates.get(name, "") for name in names))
-        of.caption = "cosine, neighbours: agreement with the release before"
+        notes = ["cosine, neighbours: agreement with the release before; !: a gate not passed."]
         if held := requests.held(settings.releases):
-            passed.caption = f"No release comes by itself: {held}. `afresh release` makes one."
-        return Group(of, passed)
+            notes.append(f"No release comes by itself: {held}. `afresh release` makes one.")
+        return Group(of, passed, *notes)
 
     facts = [
         msgspec.to_builtins(m) | {"current": m.release == now.release, "refused": refused}
