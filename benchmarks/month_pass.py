@@ -1,7 +1,9 @@
 """Online Retail month by month through a learner, and what its releases are worth; the jobs of `make quality-months`.
 
 A third of the customers is judged and never learnt from. A release is asked about a month by what these bought in that
-month alone: it is to find the earlier half of each among the ASKED others' by the later half.
+month alone: it is to find the earlier part of each, among all, by the later part. Parts are halves of the rows, as in
+the gates before a release, or earlier and later days. Of a month's rows 98% of the halves meet within one purchase, so
+the former asks who was in the shop at the same time; the latter asks who is who.
 
 Shapes: M months, Q queries of the probe, D dimensions."""
 
@@ -23,14 +25,15 @@ from actors.state import State
 from benchmarks import retail
 from benchmarks.one_pass import TOPIC, anchored
 from benchmarks.probes import Task, probe
-from benchmarks.retail import STREAM, Queries, Retail
+from benchmarks.retail import DAY_US, STREAM, Queries, Retail
 from learning.compatibility import procrustes, rotate
 from learning.config import GruConfig, LearnerConfig, ObjectiveConfig, ReplayConfig
 from learning.config_images import CassleConfig
 from learning.encoders.base import Encoder
 from learning.field_learner import FieldLearner
-from learning.halves import LEAST, halves
+from learning.halves import LEAST, cut, halves
 from learning.held_out import mixed
+from learning.kinds.events import subset
 from learning.student import embed
 from schemas.records import F32, F64, I64, Bool, Windows, category_hash
 
@@ -40,10 +43,12 @@ FIRST, LAST = (
 )  # of December 2011 nine days are there
 MONTHS = [str(month) for month in np.arange(FIRST, LAST + 1)]
 ASKED = 250  # judged customers of a month, as many in each: recall falls with their number
+ON_DAYS = 60  # ... that bought on several days
 RECENT = 256  # windows that are there where nothing is replayed
 MICRO_BATCH = 1024
 ENCODER = GruConfig(bucket_bits=13, window=64)
 SHAPE = STREAM.shape
+GAP_US = SHAPE.session_gap_us
 Halves = tuple[Windows, Windows]
 
 
@@ -68,7 +73,8 @@ class Job(NamedTuple):
 
 class Outcome(NamedTuple):
     job: Job
-    recall: F64  # [M, M] at 1, of the release at the end of month m, on the data of month n
+    halves: F64  # [M, M] recall at 1, of the release at the end of month m, on the data of month n
+    days: F64  # [M, M] ... of parts on different days
     across: F64  # [M - 1] at 10: gallery by release m, queries by release m + 1, on the data of month m + 1
     within: F64  # [M - 1] ... both by release m + 1
     next_product: (
@@ -113,19 +119,34 @@ class Reader:
         return anchored(self.state, np.array([self.state.index[name] for name in names]))
 
 
-def asked(data: Retail, encoder: GruConfig) -> list[Halves]:
-    """The earlier and the later half of what judged customers bought in each month."""
-    chosen, out = judged(data), []
+def asked(data: Retail, encoder: GruConfig) -> tuple[list[Halves], list[Halves]]:
+    """The earlier and the later part of what judged customers bought in each month: by halves, and by days."""
+    chosen, by_rows, by_days = judged(data), [], []
     for low, high in bounds(data):
         rows = np.bincount(data.customer[low:high], minlength=len(data.names))
         customers = np.flatnonzero(chosen & (rows >= LEAST))
-        customers = np.sort(np.random.default_rng(0).permutation(customers)[:ASKED])
+        customers = np.random.default_rng(0).permutation(customers)
         reader = Reader(data, encoder)
         for _ in reader.read(low, high):
             pass
         windows = reader.windows([data.names[c] for c in customers.tolist()])
-        out.append(halves(windows, SHAPE.session_gap_us))
-    return out
+        by_rows.append(halves(subset(windows, np.arange(min(ASKED, len(windows)))), GAP_US))
+        by_days.append(days(windows))
+    return by_rows, by_days
+
+
+def days(windows: Windows) -> Halves:
+    """Of the first ON_DAYS windows that span several days: cut at the midnight nearest to the middle of the rows."""
+    day = windows.rows.time_us // DAY_US
+    night = 1 + np.flatnonzero(np.diff(day))  # the first row of another day
+    night = night[~np.isin(night, windows.offsets)]
+    owner = np.searchsorted(windows.offsets, night, side="right") - 1
+    start, end = windows.offsets[:-1], windows.offsets[1:]
+    order = np.lexsort([np.abs(2 * night - start[owner] - end[owner]), owner])
+    which, first = np.unique(owner[order], return_index=True)
+    which, middle = which[:ON_DAYS], night[order][first][:ON_DAYS]
+    earlier = cut(windows, which, start[which], middle - start[which], GAP_US)
+    return earlier, cut(windows, which, middle, end[which] - middle, GAP_US)
 
 
 def config(job: Job, size: Size) -> LearnerConfig:
@@ -188,14 +209,25 @@ def recall(queries_BD: Tensor, gallery_BD: Tensor, k: int) -> float:
     return float(((near_BB >= own_B[:, None]).sum(1) < k).float().mean())
 
 
+def vectors_of(release: Encoder, pairs: list[Halves]) -> list[Tensor]:
+    """Of the earlier part of the first pair, of its later part, and so on."""
+    every = [part for pair in pairs for part in pair]
+    return list(torch.split(embed(release, Windows.concat(every)), [len(w) for w in every]))
+
+
+def recalls(parts: list[Tensor]) -> F64:
+    """At 1, later parts asking for earlier ones. [M]"""
+    return np.array([recall(b, a, 1) for a, b in zip(parts[::2], parts[1::2], strict=True)])
+
+
 def at_cut_offs(data: Retail, queries: Queries, encoder: GruConfig) -> list[Windows]:
     """What there is of each query's customer at its cut-off, all that was bought before."""
     reader, out, low = Reader(data, encoder), [], 0
-    for cut, now in enumerate(retail.cut_offs()):
+    for at, now in enumerate(retail.cut_offs()):
         high = data.before(now)
         for _ in reader.read(low, high):
             pass
-        customers = queries.customer[queries.cut == cut]
+        customers = queries.customer[queries.cut == at]
         out.append(reader.windows([data.names[c] for c in customers.tolist()]))
         low = high
     return out
@@ -221,27 +253,25 @@ def work(job: Job, folder: str, size: Size) -> Outcome:
     torch.set_num_threads(1)
     began = sum(os.times()[:4])
     data = retail.load(Path(folder))
-    months, queries = asked(data, size.encoder), retail.queries(data)
+    (months, on_days), queries = asked(data, size.encoder), retail.queries(data)
     windows, ends = at_cut_offs(data, queries, size.encoder), cut_months(data)
-    found = np.zeros((len(months), len(months)))
+    by_rows, by_days = np.zeros((2, len(months), len(months)))
     across, within = np.zeros((2, len(months) - 1))
     vectors, first = np.zeros((2, len(queries.cut), size.encoder.dim), np.float32)
     galleries, updates = list[Tensor](), 0
     for m, (release, made) in enumerate(releases(data, job, size)):
         updates = made
-        # one pass of both halves of all months
-        every = embed(release, Windows.concat([w for pair in months for w in pair]))
-        parts = torch.split(every, [len(w) for pair in months for w in pair])
-        found[m] = [recall(parts[2 * n + 1], parts[2 * n], 1) for n in range(len(months))]
+        parts, by_days[m] = vectors_of(release, months), recalls(vectors_of(release, on_days))
+        by_rows[m] = recalls(parts)
         if m:
             across[m - 1] = recall(parts[2 * m + 1], galleries[m], 10)
             within[m - 1] = recall(parts[2 * m + 1], parts[2 * m], 10)
-        galleries = list(parts[::2])
-        for cut in np.flatnonzero(np.array(ends) == m).tolist():
-            vectors[queries.cut == cut] = embed(release, windows[cut]).numpy()
+        galleries = parts[::2]
+        for at in np.flatnonzero(np.array(ends) == m).tolist():
+            vectors[queries.cut == at] = embed(release, windows[at]).numpy()
         if m == 0:
-            for cut in range(len(ends)):
-                first[queries.cut == cut] = embed(release, windows[cut]).numpy()
+            for at in range(len(ends)):
+                first[queries.cut == at] = embed(release, windows[at]).numpy()
     alone, frozen = (next_product(v, queries) for v in (vectors, first))
     seconds = sum(os.times()[:4]) - began
-    return Outcome(job, found, across, within, alone, frozen, updates, seconds)
+    return Outcome(job, by_rows, by_days, across, within, alone, frozen, updates, seconds)

@@ -2,9 +2,10 @@
 
 `make quality-months AFRESH_DATA=folder` prints tables and writes build/quality-months.json.
 
-Of customers that are never learnt from: the first half of what each bought in one month is to be found among 250 by the
-second half. Our learner goes on from month to month; beside it: frozen after the first month, another one each month
-which learns from that alone (as many updates), without replay, and with distillation from the last release. And do the
+Of customers that are never learnt from: the first part of what each bought in one month is to be found by the second
+part, either by days (among 60) or as the gates do, by halves of the rows (among 250). And which product does a customer
+buy next? Our learner goes on from month to month; beside it: frozen after the first month, another one each month which
+learns from that alone (as many updates), without replay, and with distillation from the last release. And do the
 vectors of two releases go together? Those of the newer one seek their own among the older one's."""
 
 import argparse
@@ -36,6 +37,7 @@ LEARNT = {
     "without replay, with distillation": {"replay": False, "distil": True},
 }
 ACROSS = 0.95
+PARTS = {"days": "by days", "halves": "by halves"}
 Found = dict[str, list[Outcome]]
 """By name, by seed."""
 
@@ -46,8 +48,8 @@ def jobs(seeds: Sequence[int]) -> list[Job]:
 
 def frozen(outcome: Outcome) -> Outcome:
     """The first month's release of our learner, asked about all months."""
-    recall = np.tile(outcome.recall[:1], (len(outcome.recall), 1))
-    return outcome._replace(recall=recall, next_product=outcome.frozen)
+    rows, days = (np.tile(m[:1], (len(m), 1)) for m in (outcome.halves, outcome.days))
+    return outcome._replace(halves=rows, days=days, next_product=outcome.frozen)
 
 
 def by_name(outcomes: Sequence[Outcome]) -> Found:
@@ -68,26 +70,37 @@ def measures(recall: F64) -> dict[str, F64]:
     }
 
 
-def matrix(name: str, outcomes: Sequence[Outcome]) -> Table:
+def of(outcomes: Sequence[Outcome], part: str) -> list[dict[str, F64]]:
+    return [measures(getattr(outcome, part)) for outcome in outcomes]
+
+
+def matrix(name: str, part: str, outcomes: Sequence[Outcome]) -> Table:
     table = Table("release of", *(month[2:] for month in MONTHS))
-    table.title = f"{name}: recall at 1 on the data of each month"
-    mean = np.mean([outcome.recall for outcome in outcomes], axis=0)
+    table.title = f"{name}: recall at 1 {PARTS[part]}, on the data of each month"
+    mean = np.mean([getattr(outcome, part) for outcome in outcomes], axis=0)
     for month, row in zip(MONTHS, mean, strict=True):
         table.add_row(month, *(f"{value:.3f}" for value in row))
     return table
 
 
-def summary(found: Found) -> Table:
-    columns = [*measures(np.zeros((2, 2))), "next product, AUC", "recall at 10 across", "CPU s"]
-    table = Table("", *columns)
-    table.title = "Recall at 1 by the releases, mean over months, ± half the seeds' range"
+def summary(found: Found, part: str) -> Table:
+    table = Table("", *measures(np.zeros((2, 2))))
+    table.title = f"Recall at 1 {PARTS[part]}, mean over months, ± half the seeds' range"
     for name, outcomes in found.items():
-        each = [measures(o.recall) for o in outcomes]
-        cells = [spread([float(m[key].mean()) for m in each]) for key in each[0]]
-        cells.append(spread([o.next_product for o in outcomes]))
-        cells.append("" if name == FROZEN else spread([ratio(o) for o in outcomes]))
-        seconds = "" if name == FROZEN else f"{np.mean([o.seconds for o in outcomes]):.0f}"
-        table.add_row(name, *cells, seconds)
+        each = of(outcomes, part)
+        table.add_row(name, *(spread([float(m[key].mean()) for m in each]) for key in each[0]))
+    return table
+
+
+def others(found: Found) -> Table:
+    table = Table("", "next product, AUC", "recall at 10 across, of within", "within", "CPU s")
+    for name, outcomes in found.items():
+        cells = ["", "", ""]
+        if name != FROZEN:
+            cells = [spread([ratio(o) for o in outcomes])]
+            cells.append(spread([float(o.within.mean()) for o in outcomes]))
+            cells.append(f"{np.mean([o.seconds for o in outcomes]):.0f}")
+        table.add_row(name, spread([o.next_product for o in outcomes]), *cells)
     return table
 
 
@@ -99,31 +112,43 @@ def ratio(outcome: Outcome) -> float:
 def items(found: Found) -> list[Item]:
     out, ours = [], found[OURS]
     for name, outcomes in found.items():
-        each = [measures(o.recall) for o in outcomes]
-        for key in each[0]:
-            value = float(np.mean([m[key].mean() for m in each]))
-            out.append(shown(f"{name}: recall at 1, {key}", value, "share"))
+        for part, text in PARTS.items():
+            each = of(outcomes, part)
+            for key in each[0]:
+                value = float(np.mean([m[key].mean() for m in each]))
+                out.append(shown(f"{name}: recall at 1 {text}, {key}", value, "share"))
         value = float(np.mean([o.next_product for o in outcomes]))
         out.append(shown(f"{name}: next product", value, "AUC"))
         if name != FROZEN:
             value = float(np.mean([ratio(o) for o in outcomes]))
-            out.append(
-                shown(f"{name}: recall at 10 across releases, of that within", value, "ratio")
-            )
-    for name in (FROZEN, "from scratch each month", "without replay"):
-        for key in ("the next month", "earlier months, at the end"):
-            mine, theirs = ([measures(o.recall)[key] for o in x] for x in (ours, found[name]))
-            value, error = gap(mine, theirs)
-            text = f"recall at 1, {key}: {OURS} over {name}, ± {2 * error:.3f}"
-            out.append(Item(name=text, value=value, unit="share", bar=0.0, ok=value > 2 * error))
+            out.append(shown(f"{name}: recall at 10 across releases, of within", value, "ratio"))
+    for name in found:
+        if name != OURS:
+            out += against(name, ours, found[name])
     value = float(np.mean([ratio(o) for o in ours]))
     text = f"{OURS}: recall at 10 across two releases, of that within the newer one"
     return [*out, at_least(text, value, "ratio", ACROSS)]
 
 
+def against(name: str, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[Item]:
+    """By how much ours is above; lost or won only beyond two standard errors."""
+    out = []
+    for part, words in PARTS.items():
+        for key in ("the next month", "earlier months, at the end"):
+            a, b = ([m[key] for m in of(x, part)] for x in (ours, theirs))
+            value, error = gap(a, b)
+            text = f"recall at 1 {words}, {key}: {OURS} over {name}, ± {2 * error:.3f}"
+            out.append(Item(name=text, value=value, unit="share", bar=0.0, ok=value > -2 * error))
+    each = np.array([a.next_product - b.next_product for a, b in zip(ours, theirs, strict=True)])
+    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else 0.0
+    text = f"next product: {OURS} over {name}, ± {2 * error:.3f} over seeds"
+    value = float(each.mean())
+    return [*out, Item(name=text, value=value, unit="AUC", bar=0.0, ok=value > -2 * error)]
+
+
 def described(outcome: Outcome) -> str:
-    of = {key: value.mean() for key, value in measures(outcome.recall).items()}
-    texts = [f"{key} {value:.3f}" for key, value in of.items()]
+    keys = ("the next month", "earlier months, at the end")
+    texts = [f"{PARTS[p]} {k} {of([outcome], p)[0][k].mean():.3f}" for p in PARTS for k in keys]
     texts.append(f"next product {outcome.next_product:.3f}, across {ratio(outcome):.3f}")
     job = outcome.job
     texts.append(f"{outcome.updates} updates ({outcome.seconds:.0f} s)")
@@ -142,9 +167,11 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     calls = [partial(work, job, folder, Size()) for job in jobs(seeds)]
     found = by_name(in_processes(calls, PROCESSES, console, described))
-    for name, outcomes in found.items():
-        console.print(matrix(name, outcomes))
-    console.print(summary(found))
+    for part in PARTS:
+        for name, outcomes in found.items():
+            console.print(matrix(name, part, outcomes))
+        console.print(summary(found, part))
+    console.print(others(found))
     written = items(found)
     for item in written:
         if item["bar"] is not None:

@@ -15,6 +15,7 @@ from benchmarks.month_pass import (
     Size,
     asked,
     bounds,
+    days,
     judged,
     recall,
     releases,
@@ -24,15 +25,17 @@ from benchmarks.quality_months import (
     FROZEN,
     LEARNT,
     OURS,
+    PARTS,
     by_name,
     described,
     items,
     matrix,
     measures,
+    others,
     summary,
 )
 from learning.config import GruConfig
-from schemas.records import category_hash
+from schemas.records import Rows, Windows, category_hash
 
 TINY = Size(GruConfig(dim=8, hidden=8, window=8, bucket_bits=6), 0.02, min_entities=4, warmup=1)
 CUSTOMERS, A_MONTH = 24, 6  # rows of each customer in a month
@@ -90,25 +93,44 @@ def test_who_is_judged_is_never_learnt_from(folder, monkeypatch):
 
 def test_a_month_is_judged_by_its_own_rows_alone(folder):
     data = retail.load(folder)
-    for (low, high), (earlier, later) in zip(bounds(data), asked(data, TINY.encoder), strict=True):
+    for (low, high), (earlier, later) in zip(
+        bounds(data), asked(data, TINY.encoder)[0], strict=True
+    ):
         assert len(earlier) == len(later) == judged(data).sum()
         for part in (earlier, later):
             assert set(part.rows.time_us.tolist()) <= set(data.time_us[low:high].tolist())
             assert (part.first_us >= data.time_us[low]).all()  # nothing is known of before
 
 
+def test_days_are_cut_at_the_midnight_nearest_to_the_middle():
+    hours = [[1, 2, 30, 31, 32, 60], [5, 6, 7, 8], [1, 25, 26, 27, 28, 29]]
+    time_us = np.concatenate(hours).astype(np.int64) * retail.DAY_US // 24
+    n = len(time_us)
+    rows = Rows(
+        time_us, np.arange(n), np.zeros((n, 2), np.float32), np.zeros((n, 2), np.int64),
+        np.zeros((n, 2), np.bool_),
+    )  # fmt: skip
+    offsets = np.array([0, 6, 10, 16])
+    first_us, totals = time_us[offsets[:-1]], np.zeros((3, month_pass.SHAPE.totals))
+    windows = Windows(rows, offsets, totals, first_us, np.arange(3))
+    earlier, later = days(windows)
+    assert earlier.entity.tolist() == later.entity.tolist() == [0, 2]  # the other has one day
+    assert np.diff(earlier.offsets).tolist() == [2, 1]
+    assert np.diff(later.offsets).tolist() == [4, 5]
+
+
 def test_one_that_begins_anew_learns_as_much_in_a_month(outcomes):
     per_name = {o.job.name: o for o in outcomes}
     ours, scratch = per_name[OURS], per_name["from scratch each month"]
     assert abs(ours.updates - scratch.updates) <= len(MONTHS)  # a fraction of an update a month
-    assert ours.recall[0] == pytest.approx(scratch.recall[0])  # in the first month they are one
-    assert not np.array_equal(ours.recall, scratch.recall)
+    assert ours.halves[0] == pytest.approx(scratch.halves[0])  # in the first month they are one
+    assert not np.array_equal(ours.halves, scratch.halves)
 
 
 def test_distillation_begins_with_the_second_release(outcomes):
     per_name = {o.job.name: o for o in outcomes}
-    assert per_name["with distillation"].recall[0] == pytest.approx(per_name[OURS].recall[0])
-    assert not np.array_equal(per_name["with distillation"].recall, per_name[OURS].recall)
+    assert per_name["with distillation"].halves[0] == pytest.approx(per_name[OURS].halves[0])
+    assert not np.array_equal(per_name["with distillation"].halves, per_name[OURS].halves)
 
 
 def test_recall_counts_queries_whose_own_is_among_the_nearest_and_no_ties():
@@ -131,17 +153,19 @@ def test_what_a_matrix_says():
 def test_every_learner_has_its_tables_and_figures(outcomes):
     out = io.StringIO()
     console, found = Console(file=out, width=250), by_name(outcomes)
-    for name, of in found.items():
-        console.print(matrix(name, of))
-    console.print(summary(found))
+    for part in PARTS:
+        for name, of in found.items():
+            console.print(matrix(name, part, of))
+        console.print(summary(found, part))
+    console.print(others(found))
     assert all(name in out.getvalue() for name in (*LEARNT, FROZEN))
     assert all(np.isfinite(item["value"]) for item in items(found))
-    assert sum(item["bar"] is not None for item in items(found)) == 7
+    assert sum(item["bar"] is not None for item in items(found)) == 1 + 5 * (len(found) - 1)
     assert all(described(outcome) for outcome in outcomes)
 
 
 def test_the_frozen_one_is_our_first_release(outcomes):
     found = by_name(outcomes)
     frozen, ours = found[FROZEN][0], found[OURS][0]
-    assert (frozen.recall == ours.recall[0]).all()
+    assert (frozen.halves == ours.halves[0]).all()
     assert isinstance(frozen, Outcome) and frozen.next_product == ours.frozen
