@@ -1,6 +1,5 @@
 """From a durable learner snapshot to a release's folder: export > rotation onto the served one > parity > gates."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from schemas.records import Windows
 from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from torch import Tensor
 
     from learning.encoders.base import Encoder
@@ -96,6 +96,9 @@ class Workshop:
         self._stream, self._encoder = stream, encoder
         self._config = config
         self.measured: tuple[Gate, ...] = ()  # of the last one built
+        self._loaded = dict[
+            int, tuple[int, "InferenceSession"]
+        ]()  # H and graph; while one is built
 
     def ours(self, snapshot: Folder) -> bool:
         """Whether it is of the encoder that the settings name: the learner may still have another's."""
@@ -104,6 +107,12 @@ class Workshop:
 
     def build(self, snapshot: Folder, order: Order, served: Manifest | None) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
+        try:
+            return self._build(snapshot, order, served)
+        finally:
+            self._loaded.clear()
+
+    def _build(self, snapshot: Folder, order: Order, served: Manifest | None) -> Manifest:
         import safetensors.torch  # not above: shards and commands import this file, and need no torch
         import torch
 
@@ -249,10 +258,11 @@ class Workshop:
         """What a release that is on disk makes of the windows. [B, D]"""
         from learning import export
 
-        manifest, graphs = read_release(self._releases / str(release))
-        loaded = session(graphs["encode"], 1)
-        run: Callable[[Any], Any] = lambda view: export.run(loaded, view)[0]  # noqa: E731
-        return in_parts(windows, manifest.state, run)
+        if release not in self._loaded:
+            manifest, graphs = read_release(self._releases / str(release))
+            self._loaded[release] = manifest.state, session(graphs["encode"], 1)
+        state, loaded = self._loaded[release]
+        return in_parts(windows, state, lambda view: export.run(loaded, view)[0])
 
 
 def _same(found: dict[str, Any], encoder: EncoderConfig) -> bool:

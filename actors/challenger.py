@@ -12,10 +12,10 @@ from typing import Literal
 import structlog
 
 from actors.candidate import REFUSED
-from actors.folders import Folder
+from actors.served import read_manifest
 from learning.config import ChallengerConfig
 from learning.learner import Learner
-from schemas.errors import SnapshotError
+from schemas.errors import ReleaseError
 
 log = structlog.get_logger()
 LOOK_S = 2.0  # between two looks at what the publisher says
@@ -76,6 +76,6 @@ class Challenge:
 def _snapshot(release: Path) -> str:
     """From which a release was made; empty where that cannot be read."""
     try:
-        return str(Folder.open(release).meta["snapshot"])
-    except SnapshotError:
+        return read_manifest(release).snapshot
+    except ReleaseError:
         return ""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from actors.folders import write_file
-from actors.served import read_release, served
+from actors.served import read_manifest, served
 from schemas.errors import SettingsError
 from schemas.published import Manifest
 from schemas.records import F64, I64, Rows, Windows
@@ -96,7 +96,7 @@ def wide(stream: StreamConfig, releases: Path) -> StreamConfig:
     now = served(releases)
     for number in (now.release, now.next):
         if number:
-            stream = _with(stream, read_release(releases / str(number))[0])
+            stream = _with(stream, read_manifest(releases / str(number)))
     return stream
 
 

@@ -143,6 +143,11 @@ def folders(root: Path) -> list[Path]:
     return [root / name for name in sorted(names, key=_order, reverse=True)]
 
 
+def next_name(root: Path, epoch: int) -> str:
+    """Of the folder that an owner writes next."""
+    return f"{epoch}-{1 + max((_order(p.name)[1] for p in folders(root)[:1]), default=0)}"
+
+
 def newest(root: Path, load: Callable[[Folder], T]) -> T | None:
     """What `load` makes of the newest folder that verifies; None where there is none at all.
 

@@ -17,7 +17,7 @@ from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases
 from actors.encode import Release
-from actors.folders import Folder, folders, newest
+from actors.folders import Folder, newest, next_name
 from actors.generation import Generation
 from actors.graves import Buried, forget_neighbours
 from actors.images import Images
@@ -361,10 +361,10 @@ class Group:
     # -- snapshots --------------------------------------------------------------------------------
 
     def begin_snapshot(self, before_commit: Callable[[], None], forgets: list[int]) -> None:
-        n = 1 + max((int(p.name.split("-")[1]) for p in folders(self.folder)[:1]), default=0)
+        name = next_name(self.folder, self.epoch)
         meta = group_meta.of(self, forgets)
         self.snapshot = GroupSnapshot(
-            self.folder, f"{self.epoch}-{n}", self.state, self.positions, meta, before_commit
+            self.folder, name, self.state, self.positions, meta, before_commit
         )
 
     # -- stats ------------------------------------------------------------------------------------

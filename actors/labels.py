@@ -17,7 +17,7 @@ import safetensors.numpy
 import structlog
 
 from actors.decode import DecodeConfig, make_decoder
-from actors.folders import Folder, folders, newest, prune, write_folder
+from actors.folders import Folder, folders, newest, next_name, prune, write_folder
 from actors.ports import Batch, DeadLetters, Source
 from actors.sink import Current, Sink, Stored
 from actors.usage import cpu_s, resident_bytes
@@ -220,9 +220,7 @@ class Labels:
     def save(self) -> None:
         """What is known, and how far was read. Vectors are Redis's, and are read again."""
         self._saved_at = self._clock()
-        found = folders(self._folder)
-        number = 1 + max((int(p.name.split("-")[1]) for p in found[:1]), default=0)
-        name = f"{self._epoch}-{number}"
+        name = next_name(self._folder, self._epoch)
         positions = {str(group): at for group, at in self._positions.items()}
         meta = {"positions": positions, "labels": self._config}
         try:

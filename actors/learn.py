@@ -24,7 +24,7 @@ import torch
 from actors import requests
 from actors.candidate import ENCODER_FILE, HELD_OUT_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.challenger import Challenge
-from actors.folders import Folder, folders, newest, prune, write_file, write_folder
+from actors.folders import Folder, newest, next_name, prune, write_file, write_folder
 from actors.orders import Orders
 from actors.usage import cpu_s, resident_bytes
 from actors.watching import Watching
@@ -317,8 +317,7 @@ class Learn:
         s = self._stats
         s.heldout_entities, s.heldout_loss = quality.entities, quality.loss
         s.effective_rank, s.uniformity = quality.effective_rank, quality.uniformity
-        found = folders(self._folder)
-        name = f"{self._epoch}-{1 + max((int(p.name.split('-')[1]) for p in found[:1]), default=0)}"
+        name = next_name(self._folder, self._epoch)
         self._saved_at, self._saved_updates = self._clock(), self._learner.updates
         self._learner.mark_released()  # as far as is known here: the publisher may refuse it
         flat, state = self._learner.state_dict()

@@ -33,7 +33,7 @@ from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.refetch import Refetch
 from actors.refill import Refill
-from actors.served import read_release, served
+from actors.served import read_manifest, served
 from actors.shard import Ports, Shard
 from actors.shard_config import ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig, partitions
@@ -233,7 +233,7 @@ def widths(releases: Path, encoder: EncoderConfig) -> tuple[int, int, int]:
     been changed since."""
     now = served(releases)
     numbers = [number for number in (now.release, now.next) if number]
-    found = [read_release(releases / str(number))[0] for number in numbers]
+    found = [read_manifest(releases / str(number)) for number in numbers]
     window = max([encoder.window, *(m.window for m in found)])
     if not found:
         return window, encoder.kept, window

@@ -3,6 +3,8 @@
 A release is the folder `<state>/<stream>/releases/<r>` of its graphs (encode.onnx, ...), its manifest holding a
 schemas.published.Manifest. The file `releases/current` names the one to serve."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -106,12 +108,24 @@ def file_of(graph: str) -> str:
     return f"{graph}.onnx"
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """Without the graphs, which may be large. Raises ReleaseError."""
+    with _whole(folder):
+        return msgspec.convert(Folder.open(folder).meta, Manifest)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SnapshotError, msgspec.ValidationError) as error:
+        raise ReleaseError(f"{folder}: the release cannot be used: {error}") from error
+
+
 def read_release(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Manifest and graphs by name. Raises ReleaseError unless their SHA-256 are the manifest's."""
-    try:
+    with _whole(folder):
         found = Folder.open(folder)
         manifest = msgspec.convert(found.meta, Manifest)
         there = [graph for graph in GRAPHS if getattr(manifest, f"{graph}_sha256")]
         return manifest, {graph: found.read(file_of(graph)) for graph in there}
-    except (SnapshotError, msgspec.ValidationError) as error:
-        raise ReleaseError(f"{folder}: the release cannot be used: {error}") from error

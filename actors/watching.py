@@ -13,7 +13,7 @@ import structlog
 
 from actors import requests
 from actors.folders import Folder
-from actors.served import current_release, read_release
+from actors.served import current_release, read_manifest
 from learning.ageing import Ageing
 from learning.changes import changes
 from learning.config import LearnerConfig
@@ -177,7 +177,7 @@ class Watching:
         current = current_release(self._releases)
         if current and current != self._current[0]:
             with suppress(ReleaseError):
-                self._current = current, read_release(self._releases / str(current))[0].snapshot
+                self._current = current, read_manifest(self._releases / str(current)).snapshot
         return self._current[1] if current == self._current[0] else ""
 
     def snapshot_taken(self, learner: Learner) -> None:

@@ -13,7 +13,7 @@ from actors import requests, spawn
 from actors.cut import set_learner_aside
 from actors.folders import epoch_of, write_file
 from actors.processes import Spec, Status
-from actors.served import current_release, read_release, usable_release
+from actors.served import current_release, read_manifest, usable_release
 from actors.source import partitions
 from actors.usage import cpu_s, resident_bytes
 from daemon.history import History
@@ -195,7 +195,7 @@ class App:
         if aside := set_learner_aside(settings.folder, settings.stream):
             log.warning("learner_begins_anew", why="stream.field names others", aside=str(aside))
         if current:
-            refuse_changed(settings, read_release(settings.releases / str(current))[0])
+            refuse_changed(settings, read_manifest(settings.releases / str(current)))
         elif not settings.learner.enabled:
             raise SettingsError(
                 "learner.enabled is false and there is no release to serve in "

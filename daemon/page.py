@@ -14,15 +14,13 @@ from typing import Any
 
 import msgspec
 
-from actors.folders import Folder
-from actors.served import current_release
+from actors.served import current_release, read_manifest
 from daemon.history import EVERY_S, History
 from daemon.reading import Reader
 from daemon.scatter import Sample, Scatter
 from daemon.settings import Settings
 from daemon.totals import Snapshot
-from schemas.errors import SnapshotError
-from schemas.published import Manifest
+from schemas.errors import ReleaseError
 from schemas.stats import Changes
 
 SHOWN = 10
@@ -84,8 +82,8 @@ def _newest(folder: Path) -> list[Path]:
 def _manifest(path: Path) -> dict[str, Any] | None:
     """None where it is damaged, or was removed under us."""
     try:
-        m = msgspec.convert(Folder.open(path).meta, Manifest)
-    except (SnapshotError, msgspec.ValidationError):
+        m = read_manifest(path)
+    except ReleaseError:
         return None
     return {
         "release": m.release, "generation": m.generation, "created_us": m.created_us, "updates": m.updates,

@@ -24,6 +24,13 @@ def start(of: Service, generation: GenerationConfig = APART) -> None:
     of.start(generation=generation)
 
 
+def opened(of: Service) -> None:
+    """Release 1 is served, and 2 is being filled."""
+    start(of)
+    of.release(0)
+    of.release(1)
+
+
 def state(of: Service) -> Served:
     return served(of.root / "releases")
 
@@ -39,9 +46,7 @@ def test_what_is_far_from_the_served_one_opens_a_generation(
     database: redis.Redis,
     stream: str,
 ) -> None:
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
     assert state(service) == Served(1, 1, next=2, generation=2)
     assert database.hget(current_key(stream), "generation") == b"1", "readers stay where they are"
     assert database.exists(encoder_key(stream, 2)), "shards may write its vectors"
@@ -62,9 +67,7 @@ def test_what_is_far_from_the_served_one_opens_a_generation(
 
 
 def test_no_other_release_is_made_before_it_is_full(service: Service) -> None:  # noqa: F811
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
     start(service, GenerationConfig(overlap=-1.0))
     service.release(2)
     assert state(service).next == 2 and service.publish.stats().releases == 0
@@ -92,9 +95,7 @@ def test_who_was_killed_in_the_middle_of_it_goes_on(
     stream: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
 
     def killed(releases: Path, new: Served) -> None:
         raise KeyboardInterrupt
@@ -113,9 +114,7 @@ def test_who_was_killed_in_the_middle_of_it_goes_on(
 
 def test_a_damaged_one_is_given_up(service: Service) -> None:  # noqa: F811
     """Whether the publisher notices, or a daemon that starts."""
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
     releases = service.root / "releases"
     file = releases / "2" / "encode.onnx"
     file.write_bytes(file.read_bytes()[:-1])
@@ -136,9 +135,7 @@ def test_a_full_disk_holds_it_up(
     def full(releases: Path, new: Served) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
     with monkeypatch.context() as disk:
         disk.setattr("actors.publish.set_served", full)
         fill(service)
@@ -154,9 +151,7 @@ def test_the_old_one_is_kept_for_its_grace(
     database: redis.Redis,
     stream: str,
 ) -> None:
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
     for generation in (1, 2):
         for name in range(5):
             database.hset(entity_key(stream, generation, f"e{name}"), "vector", b"")
@@ -176,9 +171,7 @@ def test_back_to_a_release_of_another_generation(
     stream: str,
 ) -> None:
     """Its vectors are old: they are filled anew first."""
-    start(service)
-    service.release(0)
-    service.release(1)
+    opened(service)
     fill(service)
     ask(service.root / "releases", Request(rollback=1))
     service.turns(1)
