@@ -32,7 +32,7 @@ class GatesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the spread, and of the rank above 1, that the served release and the generation's first have on the same
     entities: a collapse is stopped where it begins, not where nothing is left."""
     recall_loss: Annotated[float, Meta(ge=0, le=1)] = 0.1
-    """Of how many more entities than with the served release the later half may no longer be found by the earlier."""
+    """Of how many more entities than with the served release the later part may no longer be found by the earlier."""
     probe_loss: Annotated[float, Meta(ge=0, le=1)] = 0.05
     """With labels: of how many more held-out entities they may be foretold wrong than by the served release."""
     overlap: Annotated[float, Meta(ge=-1, le=1)] = -1.0
@@ -64,7 +64,7 @@ def self_retrieval(
     mine: Callable[[Windows], "Tensor"],
     served: Callable[[Windows], "Tensor"] | None,
 ) -> list[Gate]:
-    """Does an entity's later half find its earlier one among all? Both releases judge the same windows.
+    """Does an entity's later part find its earlier one among all? Both releases judge the same windows.
 
     mine, served: vectors [B, D] of windows; served: None before the first release."""
     from learning.halves import halves

@@ -177,11 +177,10 @@ class Learn:
         if step is not None:
             self._count(step)
             self._challenge.learn()
-            busy += self._clock() - began
-        self._slice = since, busy
         self._challenge_turn(began)
         self._snapshot_turn(orders)
         self._watching.turn(began, learner)
+        self._slice = since, busy + self._clock() - began
         self._stats.progress += 1
         return step is not None
 

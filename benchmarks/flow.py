@@ -77,13 +77,14 @@ def json_messages(who: I64) -> list[bytes]:
 
 def arrow_messages(who: I64, rows: int = 500) -> list[bytes]:
     batch = pa.RecordBatch.from_pydict(columns(who))
-    out = []
-    for at in range(0, len(who), rows):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch.slice(at, rows))
-        out.append(sink.getvalue().to_pybytes())
-    return out
+    return [arrow_message(batch.slice(at, rows)) for at in range(0, len(who), rows)]
+
+
+def arrow_message(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
 
 
 def history(entities: int = ENTITIES) -> Decoded:

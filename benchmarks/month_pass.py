@@ -1,9 +1,9 @@
 """Online Retail month by month through a learner, and what its releases are worth; the jobs of `make quality-months`.
 
 A third of the customers is judged and never learnt from. A release is asked about a month by what these bought in that
-month alone: it is to find the earlier part of each, among all, by the later part. Parts are halves of the rows, as in
-the gates before a release, or earlier and later days. Of a month's rows 98% of the halves meet within one purchase, so
-the former asks who was in the shop at the same time; the latter asks who is who.
+month alone: it is to find the earlier part of each, among all, by the later part. Parts are cut between two purchases,
+as in the gates before a release, or are halves of the rows. Of these 98% meet within one purchase, so that the latter
+asks who was in the shop at the same time; the former asks who is who.
 
 Shapes: M months, Q queries of the probe, D dimensions."""
 
@@ -25,13 +25,13 @@ from actors.state import State
 from benchmarks import retail
 from benchmarks.one_pass import TOPIC, anchored
 from benchmarks.probes import Task, probe
-from benchmarks.retail import DAY_US, STREAM, Queries, Retail
+from benchmarks.retail import STREAM, Queries, Retail
 from learning.compatibility import procrustes, rotate
 from learning.config import GruConfig, LearnerConfig, ObjectiveConfig, ReplayConfig
 from learning.config_images import CassleConfig
 from learning.encoders.base import Encoder
 from learning.field_learner import FieldLearner
-from learning.halves import LEAST, cut, halves
+from learning.halves import LEAST, halves
 from learning.held_out import mixed
 from learning.kinds.events import subset
 from learning.student import embed
@@ -43,7 +43,7 @@ FIRST, LAST = (
 )  # of December 2011 nine days are there
 MONTHS = [str(month) for month in np.arange(FIRST, LAST + 1)]
 ASKED = 250  # judged customers of a month, as many in each: recall falls with their number
-ON_DAYS = 60  # ... that bought on several days
+AGAIN = 60  # ... that bought several times, two rows each at least
 RECENT = 256  # windows that are there where nothing is replayed
 MICRO_BATCH = 1024
 ENCODER = GruConfig(bucket_bits=13, window=64)
@@ -74,7 +74,7 @@ class Job(NamedTuple):
 class Outcome(NamedTuple):
     job: Job
     halves: F64  # [M, M] recall at 1, of the release at the end of month m, on the data of month n
-    days: F64  # [M, M] ... of parts on different days
+    purchases: F64  # [M, M] ... of parts of different purchases
     across: F64  # [M - 1] at 10: gallery by release m, queries by release m + 1, on the data of month m + 1
     within: F64  # [M - 1] ... both by release m + 1
     next_product: (
@@ -120,8 +120,8 @@ class Reader:
 
 
 def asked(data: Retail, encoder: GruConfig) -> tuple[list[Halves], list[Halves]]:
-    """The earlier and the later part of what judged customers bought in each month: by halves, and by days."""
-    chosen, by_rows, by_days = judged(data), [], []
+    """The earlier and the later part of what judged customers bought in each month: by halves, and by purchases."""
+    chosen, by_rows, by_purchases = judged(data), [], []
     for low, high in bounds(data):
         rows = np.bincount(data.customer[low:high], minlength=len(data.names))
         customers = np.flatnonzero(chosen & (rows >= LEAST))
@@ -130,23 +130,12 @@ def asked(data: Retail, encoder: GruConfig) -> tuple[list[Halves], list[Halves]]
         for _ in reader.read(low, high):
             pass
         windows = reader.windows([data.names[c] for c in customers.tolist()])
-        by_rows.append(halves(subset(windows, np.arange(min(ASKED, len(windows)))), GAP_US))
-        by_days.append(days(windows))
-    return by_rows, by_days
-
-
-def days(windows: Windows) -> Halves:
-    """Of the first ON_DAYS windows that span several days: cut at the midnight nearest to the middle of the rows."""
-    day = windows.rows.time_us // DAY_US
-    night = 1 + np.flatnonzero(np.diff(day))  # the first row of another day
-    night = night[~np.isin(night, windows.offsets)]
-    owner = np.searchsorted(windows.offsets, night, side="right") - 1
-    start, end = windows.offsets[:-1], windows.offsets[1:]
-    order = np.lexsort([np.abs(2 * night - start[owner] - end[owner]), owner])
-    which, first = np.unique(owner[order], return_index=True)
-    which, middle = which[:ON_DAYS], night[order][first][:ON_DAYS]
-    earlier = cut(windows, which, start[which], middle - start[which], GAP_US)
-    return earlier, cut(windows, which, middle, end[which] - middle, GAP_US)
+        some = subset(windows, np.arange(min(ASKED, len(windows))))
+        by_rows.append(halves(some, GAP_US, between=False))
+        again = halves(windows, GAP_US, between=True)
+        n = np.arange(min(AGAIN, len(again[0])))
+        by_purchases.append((subset(again[0], n), subset(again[1], n)))
+    return by_rows, by_purchases
 
 
 def config(job: Job, size: Size) -> LearnerConfig:
@@ -253,15 +242,15 @@ def work(job: Job, folder: str, size: Size) -> Outcome:
     torch.set_num_threads(1)
     began = sum(os.times()[:4])
     data = retail.load(Path(folder))
-    (months, on_days), queries = asked(data, size.encoder), retail.queries(data)
+    (months, again), queries = asked(data, size.encoder), retail.queries(data)
     windows, ends = at_cut_offs(data, queries, size.encoder), cut_months(data)
-    by_rows, by_days = np.zeros((2, len(months), len(months)))
+    by_rows, by_purchases = np.zeros((2, len(months), len(months)))
     across, within = np.zeros((2, len(months) - 1))
     vectors, first = np.zeros((2, len(queries.cut), size.encoder.dim), np.float32)
     galleries, updates = list[Tensor](), 0
     for m, (release, made) in enumerate(releases(data, job, size)):
         updates = made
-        parts, by_days[m] = vectors_of(release, months), recalls(vectors_of(release, on_days))
+        parts, by_purchases[m] = vectors_of(release, months), recalls(vectors_of(release, again))
         by_rows[m] = recalls(parts)
         if m:
             across[m - 1] = recall(parts[2 * m + 1], galleries[m], 10)
@@ -274,4 +263,4 @@ def work(job: Job, folder: str, size: Size) -> Outcome:
                 first[queries.cut == at] = embed(release, windows[at]).numpy()
     alone, frozen = (next_product(v, queries) for v in (vectors, first))
     seconds = sum(os.times()[:4]) - began
-    return Outcome(job, by_rows, by_days, across, within, alone, frozen, updates, seconds)
+    return Outcome(job, by_rows, by_purchases, across, within, alone, frozen, updates, seconds)

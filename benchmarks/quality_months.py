@@ -3,10 +3,10 @@
 `make quality-months AFRESH_DATA=folder` prints tables and writes build/quality-months.json.
 
 Of customers that are never learnt from: the first part of what each bought in one month is to be found by the second
-part, either by days (among 60) or as the gates do, by halves of the rows (among 250). And which product does a customer
-buy next? Our learner goes on from month to month; beside it: frozen after the first month, another one each month which
-learns from that alone (as many updates), without replay, and with distillation from the last release. And do the
-vectors of two releases go together? Those of the newer one seek their own among the older one's."""
+part, either of other purchases, as the gates ask (among 60), or by halves of the rows (among 250). And which product
+does a customer buy next? Our learner goes on from month to month; beside it: frozen after the first month, another one
+each month which learns from that alone (as many updates), without replay, and with distillation from the last release.
+And do the vectors of two releases go together? Those of the newer one seek their own among the older one's."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ LEARNT = {
     "without replay, with distillation": {"replay": False, "distil": True},
 }
 ACROSS = 0.95
-PARTS = {"days": "by days", "halves": "by halves"}
+PARTS = {"purchases": "by purchases", "halves": "by halves"}
 Found = dict[str, list[Outcome]]
 """By name, by seed."""
 
@@ -48,8 +48,8 @@ def jobs(seeds: Sequence[int]) -> list[Job]:
 
 def frozen(outcome: Outcome) -> Outcome:
     """The first month's release of our learner, asked about all months."""
-    rows, days = (np.tile(m[:1], (len(m), 1)) for m in (outcome.halves, outcome.days))
-    return outcome._replace(halves=rows, days=days, next_product=outcome.frozen)
+    rows, again = (np.tile(m[:1], (len(m), 1)) for m in (outcome.halves, outcome.purchases))
+    return outcome._replace(halves=rows, purchases=again, next_product=outcome.frozen)
 
 
 def by_name(outcomes: Sequence[Outcome]) -> Found:

@@ -202,7 +202,7 @@ ROWS: dict[str, list[Panel]] = {
               "A classifier that tells what came lately from the reference; 50% is chance. The page says by what.",
               0.6, 0.7),
         lines("Ageing", [(of("afresh_retrieval"), "found now"), (of("afresh_ageing"), "lost since its release")],
-              "percentunit", "Held-out entities that the served release finds by their earlier half.", 0.1, 0.2),
+              "percentunit", "Held-out entities that the served release finds by their earlier part.", 0.1, 0.2),
         lines("Fields against their reference", [(of("afresh_drift_psi"), "{{field}}")], "short",
               "Population stability index: 0.1 is worth a look, 0.25 a shift. afresh reference takes now for normal.",
               0.1, 0.25),

@@ -268,7 +268,7 @@ TABLE: tuple[Spec, ...] = (
          "Self-retrieval that the served release has lost since it was made: recall at 1 then less now.",
          learner("ageing")),
     Spec("afresh_retrieval", "gauge",
-         "Self-retrieval of the served release now: share of held-out entities found by their earlier half.",
+         "Self-retrieval of the served release now: share of held-out entities found by their earlier part.",
          learner("retrieval")),
     Spec("afresh_reactions_total", "counter", "What the daemon did by itself after an alarm.", daemon("reactions"),
          ("reaction",), REACTIONS),

@@ -26,7 +26,7 @@ GAIN = 0.01  # in recall, from where on it is more than luck
 
 @dataclass(frozen=True)
 class Adapted:
-    """Share of held-out entities whose later half finds the earlier one, before and with another normaliser."""
+    """Share of held-out entities whose later part finds the earlier one, before and with another normaliser."""
 
     kept: bool
     before: float = float("nan")

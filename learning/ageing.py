@@ -1,13 +1,13 @@
 """Is an encoder growing old? How well it tells entities apart now, against when it was released.
 
-Self-retrieval: the later half of an entity's rows should find its earlier half among all others'. Of held-out
+Self-retrieval: the later part of an entity's rows should find its earlier one among all others'. Of held-out
 entities, so that nothing was learnt by heart; both figures among equally many."""
 
 import numpy as np
 from torch import Tensor
 
 from learning.encoders.base import Encoder
-from learning.halves import halves
+from learning.halves import halves, several
 from learning.kinds.events import subset
 from learning.quality import retrieval
 from learning.student import embed
@@ -21,6 +21,7 @@ class Ageing:
 
     def __init__(self, encoder: Encoder, windows: Windows, session_gap_us: int) -> None:
         self._encoder, self._gap_us = encoder, session_gap_us
+        self._between = several(windows, session_gap_us)  # both figures by the same question
         self._released_us = int(windows.rows.time_us.max(initial=0))
         self._then = self._vectors(windows)
 
@@ -38,7 +39,7 @@ class Ageing:
         return _recall(self._then, n), _recall(now, n)
 
     def _vectors(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        earlier, later = halves(windows, self._gap_us)
+        earlier, later = halves(windows, self._gap_us, self._between)
         return embed(self._encoder, later), embed(self._encoder, earlier)
 
 

@@ -340,7 +340,9 @@ class LearnerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_norm: Positive = 1.0
     seed: int = 0
     updates_per_record: Positive = 0.03
-    cpu_share: Annotated[float, Meta(gt=0, le=1)] = 0.8  # of one core's time spent learning
+    cpu_share: Annotated[float, Meta(gt=0, le=1)] = (
+        0.8  # of one core's time, the monitor's included
+    )
     threads: Count = 1
     held_out_share: Annotated[float, Meta(ge=0, le=0.1)] = 0.01
     held_out_entities: Annotated[int, Meta(ge=0)] = 1000  # the share rises to 0.1 to reach them

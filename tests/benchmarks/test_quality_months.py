@@ -15,7 +15,6 @@ from benchmarks.month_pass import (
     Size,
     asked,
     bounds,
-    days,
     judged,
     recall,
     releases,
@@ -35,7 +34,7 @@ from benchmarks.quality_months import (
     summary,
 )
 from learning.config import GruConfig
-from schemas.records import Rows, Windows, category_hash
+from schemas.records import category_hash
 
 TINY = Size(GruConfig(dim=8, hidden=8, window=8, bucket_bits=6), 0.02, min_entities=4, warmup=1)
 CUSTOMERS, A_MONTH = 24, 6  # rows of each customer in a month
@@ -102,21 +101,11 @@ def test_a_month_is_judged_by_its_own_rows_alone(folder):
             assert (part.first_us >= data.time_us[low]).all()  # nothing is known of before
 
 
-def test_days_are_cut_at_the_midnight_nearest_to_the_middle():
-    hours = [[1, 2, 30, 31, 32, 60], [5, 6, 7, 8], [1, 25, 26, 27, 28, 29]]
-    time_us = np.concatenate(hours).astype(np.int64) * retail.DAY_US // 24
-    n = len(time_us)
-    rows = Rows(
-        time_us, np.arange(n), np.zeros((n, 2), np.float32), np.zeros((n, 2), np.int64),
-        np.zeros((n, 2), np.bool_),
-    )  # fmt: skip
-    offsets = np.array([0, 6, 10, 16])
-    first_us, totals = time_us[offsets[:-1]], np.zeros((3, month_pass.SHAPE.totals))
-    windows = Windows(rows, offsets, totals, first_us, np.arange(3))
-    earlier, later = days(windows)
-    assert earlier.entity.tolist() == later.entity.tolist() == [0, 2]  # the other has one day
-    assert np.diff(earlier.offsets).tolist() == [2, 1]
-    assert np.diff(later.offsets).tolist() == [4, 5]
+def test_parts_of_other_purchases_are_apart(folder):
+    for earlier, later in asked(retail.load(folder), TINY.encoder)[1]:
+        assert len(earlier) == len(later) > 0
+        opening = later.rows.time_us[later.offsets[:-1]]
+        assert (opening - earlier.rows.time_us[earlier.offsets[1:] - 1] > month_pass.GAP_US).all()
 
 
 def test_one_that_begins_anew_learns_as_much_in_a_month(outcomes):

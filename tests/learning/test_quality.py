@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 
-from learning.halves import LEAST, halves
+from learning.halves import ENTITIES, LEAST, halves, several
 from learning.kinds import plain
 from learning.quality import (
     MODE,
@@ -113,7 +113,7 @@ def test_retrieval_is_the_share_that_finds_its_own() -> None:
 
 def test_halves_are_the_earlier_and_the_later_rows() -> None:
     windows = random_windows(np.random.default_rng(0), 40, SHAPE, 9)
-    earlier, later = halves(windows, SHAPE.session_gap_us)
+    earlier, later = halves(windows, SHAPE.session_gap_us, between=False)
     n = np.diff(windows.offsets)
     cut = np.flatnonzero(n >= LEAST)
     assert 0 < len(cut) < 40
@@ -126,6 +126,40 @@ def test_halves_are_the_earlier_and_the_later_rows() -> None:
         assert np.diff(earlier.offsets)[m] == n[at] // 2
         assert later.totals[m, 0] == windows.totals[at, 0] + n[at] // 2
     np.testing.assert_array_equal(later.entity, windows.entity[cut])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_entities_have_several_sessions_they_are_cut_between_two(seed: int) -> None:
+    windows = random_windows(np.random.default_rng(seed), 200, SHAPE, 12)
+    steps = np.sort(np.diff(windows.rows.time_us))
+    gap = int(steps[len(steps) * 3 // 4])  # one in four opens a session
+    wanted = {}
+    for at in range(len(windows)):
+        lo, hi = windows.offsets[at : at + 2].tolist()
+        times = windows.rows.time_us[lo:hi]
+        opens = [i for i in range(2, hi - lo - 1) if times[i] - times[i - 1] > gap]
+        if opens:
+            wanted[int(windows.entity[at])] = min(opens, key=lambda i: (abs(2 * i - (hi - lo)), i))
+    assert len(wanted) >= ENTITIES
+    assert several(windows, gap)
+    earlier, later = halves(windows, gap)
+    rows = np.diff(earlier.offsets).tolist()
+    assert dict(zip(earlier.entity.tolist(), rows, strict=True)) == wanted
+    np.testing.assert_array_equal(later.entity, earlier.entity)
+    opening = later.rows.time_us[later.offsets[:-1]] - earlier.rows.time_us[earlier.offsets[1:] - 1]
+    assert (opening > gap).all()
+    rows = np.diff(windows.offsets)[np.isin(windows.entity, earlier.entity)]
+    np.testing.assert_array_equal(np.diff(earlier.offsets) + np.diff(later.offsets), rows)
+
+
+def test_where_few_entities_have_several_sessions_all_are_cut_at_their_middle() -> None:
+    windows = random_windows(np.random.default_rng(0), 40, SHAPE, 9)
+    never = 1 << 60
+    assert not several(windows, never)
+    for ours, theirs in zip(
+        halves(windows, never), halves(windows, never, between=False), strict=True
+    ):
+        np.testing.assert_array_equal(ours.offsets, theirs.offsets)
 
 
 def test_halves_of_an_image_are_two_parts_of_it() -> None:
