@@ -2,7 +2,8 @@
 
 Nothing here waits for the learner."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from schemas.stats import ShardStats
 from schemas.stream import NEIGHBOUR
 
 TOLD = 1024  # nodes that the learner is told of in one call
+KNOWN = 1 << 16  # entities whose names are remembered, the last ones offered
 
 
 class Offers:
@@ -38,6 +40,7 @@ class Offers:
         )
         self._telling: tuple[Group, I64] | None = None  # nodes that the learner is told of just now
         self._told_to = -1  # which of the learner's processes
+        self._names: dict[int, str] = {}  # by hash, which is all that the learner has
         # deleted entities that the learner has not yet durably forgotten
         self.forgets = list(dict.fromkeys(e for group in groups for e in group.forgets))
 
@@ -47,6 +50,23 @@ class Offers:
             del self.forgets[: self.learner.forget(self.forgets)]
         self._describe()
 
+    def forget(self, entities: list[int]) -> None:
+        """Deleted ones."""
+        self.forgets += entities
+        for entity in entities:
+            self._names.pop(entity, None)
+
+    def named(self, entities: Iterable[str]) -> dict[str, str]:
+        """The names of those who were offered lately. entities: hashes, as `Changes` has them."""
+        found = {e: self._names.get(int(np.uint64(int(e, 16)).view(np.int64))) for e in entities}
+        return {entity: name for entity, name in found.items() if name is not None}
+
+    def _know(self, group: Group, slots: I64, entities: I64) -> None:
+        names = (group.state.names[slot] or "" for slot in slots.tolist())
+        self._names.update(zip(entities.tolist(), names, strict=True))
+        for entity in list(islice(self._names, max(len(self._names) - KNOWN, 0))):
+            del self._names[entity]
+
     def sample(self, group: Group, touched: Touched) -> None:
         """Cuts training windows of entities that were just touched; never waits for the learner."""
         if self.learner is None or not len(touched.slots) or not self.budget.allows():
@@ -55,11 +75,12 @@ class Offers:
             return
         began = self._clock()
         n = min(self._windows, len(touched.slots))
-        slots = self._rng.choice(touched.slots, n, replace=False)
-        windows = group.state.windows(np.sort(slots))
+        slots = np.sort(self._rng.choice(touched.slots, n, replace=False))
+        windows = group.state.windows(slots)
+        self._know(group, slots, windows.entity)
         self._offer(group, windows if self.cut is None else self.cut.windows(windows), began)
 
-    def images(self, group: Group, parts: list[Windows]) -> None:
+    def images(self, group: Group, touched: Touched, parts: list[Windows]) -> None:
         """Images that came, as time allows."""
         if self.learner is None or not any(map(len, parts)):
             return
@@ -67,10 +88,11 @@ class Offers:
         if not self.budget.allows():
             self._stats.sample_skipped += sum(map(len, parts))
             return
+        self._know_some(group, touched)
         # one offer: of two with the same positions the learner would skip the second
         self._offer(group, Windows.concat(parts), began)
 
-    def edges(self, group: Group, parts: list[Windows]) -> None:
+    def edges(self, group: Group, touched: Touched, parts: list[Windows]) -> None:
         """A graph's learner gets the edges themselves, whole micro-batches in order, as time allows; those that
         remove edges always."""
         if self.learner is None or not any(map(len, parts)):
@@ -80,7 +102,12 @@ class Offers:
         if not (self.budget.allows() or windows.rows.missing[:, NEIGHBOUR].any()):
             self._stats.sample_skipped += len(windows)
             return
+        self._know_some(group, touched)
         self._offer(group, windows, began)
+
+    def _know_some(self, group: Group, touched: Touched) -> None:
+        slots = touched.slots[-self._windows :]
+        self._know(group, slots, group.state.hashes(slots))
 
     def _describe(self) -> None:
         """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new

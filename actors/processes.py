@@ -158,6 +158,11 @@ class ShardProcess(Worker):
         if self._shard is not None:
             self._shard.skew.others(floor_us)
 
+    def ask(self, entities: list[str]) -> None:
+        """Names of those that are here are in the stats from now on."""
+        if self._shard is not None:
+            self._shard.asked = entities
+
     def body(self, stopping: Callable[[], bool]) -> None:
         self._shard = open_shard(self._spec, self._groups, self.learner)
 

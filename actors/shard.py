@@ -101,6 +101,7 @@ class Shard:
         self.skew = Skew(max_skew_us, parts, source.idle, clock, wall)
         self._closed: set[Part] = set()  # paused partitions
         self.refill: Refill | None = None
+        self.asked: list[str] = []  # entities whose names somebody asks for; from any thread
         self.snapshots = Rolling(
             groups,
             config.snapshot_every_s,
@@ -221,9 +222,9 @@ class Shard:
             parts.append(decoded)
         touched = group.apply(parts, np.concatenate(quiet) if quiet else None)
         self._stats.accepted += touched.accepted
-        self.offers.forgets += [gone.node for part in parts for gone in part.gone]
+        self.offers.forget([gone.node for part in parts for gone in part.gone])
         if touched.deleted:
-            self.offers.forgets += [category_hash(name) for name in touched.deleted]
+            self.offers.forget([category_hash(name) for name in touched.deleted])
         if group.phase != "serving" or not self._sink_up:
             group.forget_vectors(touched)
         else:
@@ -237,9 +238,9 @@ class Shard:
             self._stats.stepped += int(touched.lengths[stepped].sum())
             self._post(group, slots, vectors, deletions, parts)
         if group.phase != "replaying" and group.edges is not None:
-            self.offers.edges(group, edges)
+            self.offers.edges(group, touched, edges)
         elif group.phase != "replaying" and group.images is not None:
-            self.offers.images(group, seen)
+            self.offers.images(group, touched, seen)
         elif group.phase != "replaying":
             self.offers.sample(group, touched)
         if group.advance(self.releases.current is not None):
@@ -477,6 +478,7 @@ class Shard:
             self.releases.forget(used)
         self._reported = deepcopy(self._stats)
         self._reported.sink_up = self._sink_up
+        self._reported.named = self.offers.named(self.asked)
         self._reported.floor_us = self.skew.floor_us
         self._reported.memory_bytes = resident_bytes()
         self._reported.cpu_s = cpu_s()

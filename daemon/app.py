@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -39,6 +39,7 @@ from daemon.supervisor import (
 from daemon.totals import Snapshot, Totals, no_release
 from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
 from schemas.published import Manifest
+from schemas.stats import LearnerStats
 
 log = structlog.get_logger()
 TURN_S = 0.2
@@ -283,6 +284,7 @@ class App:
             self._history.add(now, known)
             self._scalars.add(now, known)
         self._react(now, known)
+        self._ask()
         groups = known.groups
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
@@ -305,6 +307,12 @@ class App:
                     requests.ask_learner(self.settings.folder / "learner", asked[reaction])
                 except OSError as error:  # the disk is full: the next alarm asks again
                     log.error("reaction_failed", reaction=reaction, reason=str(error))
+
+    def _ask(self) -> None:
+        """The learner speaks of entities by their hashes: shards know the names."""
+        learner = self._totals.get("learner")
+        for child in self._shards() if learner is not None else ():
+            child.handle.tell("ask", learner.changes.who)
 
     def _align(self) -> None:
         """Tells each shard how far the others are; one that is down holds nobody back."""
@@ -375,10 +383,14 @@ class App:
             restarts[kind] = restarts.get(kind, 0) + child.total_restarts
         names = [name for name in list(self._children) if name.startswith("shard-")]
         shards = {name: stats for name in names if (stats := self._totals.get(name)) is not None}
+        learner: LearnerStats | None = self._totals.get("learner")
+        if learner is not None:
+            known = {e: name for stats in shards.values() for e, name in stats.named.items()}
+            learner = replace(learner, changes=learner.changes.named(known))
         return Snapshot(
             self.settings.name,
             shards,
-            self._totals.get("learner"),
+            learner,
             self._totals.get("publisher"),
             restarts,
             self._lease.epoch if self._lease else 0,

@@ -2,7 +2,7 @@
 
 Counts are totals since the actor started; they only grow. Latencies are bucket counts over LATENCY_BOUNDS_S."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 LATENCY_BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
@@ -88,6 +88,9 @@ class ShardStats:
     memory_bytes: int = 0
     cpu_s: float = 0.0
     groups: list[GroupStats] = field(default_factory=list)
+    named: dict[str, str] = field(
+        default_factory=dict
+    )  # hash, as Changes has it -> name, of those asked for
     to_refill: int = 0  # records still to be read again, for fields that were named later
 
 
@@ -111,6 +114,20 @@ class Changes:
     entities: list[str] = field(default_factory=list)  # that look newest
     concepts: list[Concept] = field(default_factory=list)  # whose shares changed most
     share_change: float = float("nan")  # the largest change of any
+
+    @property
+    def who(self) -> list[str]:
+        """All entities that are named here, by their hashes."""
+        return sorted({*self.entities, *(e for concept in self.concepts for e in concept.entities)})
+
+    def named(self, names: dict[str, str]) -> "Changes":
+        """With names in place of those hashes that are known."""
+
+        def known(entities: list[str]) -> list[str]:
+            return [names.get(entity, entity) for entity in entities]
+
+        concepts = [replace(c, entities=known(c.entities)) for c in self.concepts]
+        return replace(self, entities=known(self.entities), concepts=concepts)
 
 
 @dataclass
