@@ -294,11 +294,12 @@ STEADY = {"queue_bytes": 1 << 22, "updates_per_record": 0.01}
 
 
 def fed(learner: Learn, clock: FakeClock, seed: int, entities: int = 300) -> None:
-    """Of later times with each seed."""
+    """Of the same entities, and of later times with each seed."""
     for turn in range(8):
         offered = part(1000 * seed + turn, seed=1000 * seed + turn, entities=entities)
         offered[2].rows.time_us[:] += 10**14 * seed
         offered[2].first_us[:] += 10**14 * seed
+        offered[2].entity[:] = np.random.default_rng(turn).integers(-(1 << 63), 1 << 63, entities)
         learner.offer([offered])
         clock.now += 2.0
         learner.turn()
@@ -374,7 +375,7 @@ def test_the_release_that_is_served_ages(tmp_path: Path) -> None:
     """The one that is served, not the newest snapshot."""
     clock = FakeClock()
     learner = learn(tmp_path / "learner", clock, release=NEVER, **STEADY)
-    fed(learner, clock, 1, 100)
+    fed(learner, clock, 1)
     learner._snapshot()
     watching = learner._watching
     (first,) = watching._ages
@@ -385,8 +386,9 @@ def test_the_release_that_is_served_ages(tmp_path: Path) -> None:
         learner._snapshot()
     assert next(iter(watching._ages)) == first
     assert len(watching._ages) == 3, "it, the newest, and the one before"
+    fed(learner, clock, 5)
     clock.now += 60.0
-    fed(learner, clock, 5, 40)
+    learner.turn()
     assert np.isfinite(learner.stats().ageing)
     assert 0.0 <= learner.stats().retrieval <= 1.0
 

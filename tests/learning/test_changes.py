@@ -1,5 +1,7 @@
 """What is named as changed has changed, and nothing is named where nothing has."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +12,7 @@ from learning.ageing import LEAST, Ageing
 from learning.changes import changes
 from learning.concepts import Concepts
 from learning.drift import INTERVAL
+from learning.kinds.events import subset
 from learning.summaries import ROWS, known, summaries
 from learning.two_sample import alone, chance, told_apart
 from learning.watch import Sample
@@ -194,7 +197,7 @@ def own(rng: np.random.Generator, n: int, later_us: int = 0) -> Windows:
     rows.time_us[:] = 10**15 + later_us + np.arange(len(rows)) * 10**6
     windows.first_us[:] = rows.time_us[windows.offsets[:-1]]
     windows.totals[:] = 0.0
-    return windows
+    return dataclasses.replace(windows, entity=np.arange(n))
 
 
 def test_an_encoder_ages_where_entities_are_told_apart_no_more() -> None:
@@ -209,3 +212,15 @@ def test_an_encoder_ages_where_entities_are_told_apart_no_more() -> None:
     then, now = ageing.look(later) or (np.nan, np.nan)
     assert now < then / 2
     assert ageing.look(own(rng, LEAST - 1, 10**12)) is None
+
+
+def test_how_it_aged_is_asked_of_those_alone_who_were_there_then() -> None:
+    rng = np.random.default_rng(14)
+    windows, later = own(rng, 300), own(rng, 300, 10**12)
+    of_those = subset(windows, np.arange(100))
+    alone = Ageing(encoder(1), of_those, SHAPE.session_gap_us)
+    beside = Ageing(encoder(1), windows, SHAPE.session_gap_us)
+    went_on = subset(later, np.arange(100))
+    assert alone.look(later) == pytest.approx(beside.look(went_on))
+    strangers = dataclasses.replace(later, entity=later.entity + (1 << 40))
+    assert alone.look(strangers) is None
