@@ -15,7 +15,7 @@ from actors.encode import session
 from actors.folders import Folder, write_folder
 from actors.gates import GatesConfig
 from actors.graphs import described, files, in_parts, of_encoder, of_stream, some
-from actors.served import read_release
+from actors.served import REFUSED, read_release
 from learning.config import EncoderConfig
 from schemas.errors import ReleaseError
 from schemas.published import Gate, Manifest, Overlap
@@ -34,7 +34,6 @@ ENCODER_FILE, RESIDENT_FILE, HELD_OUT_FILE = (
     "resident.safetensors",
     "held_out.safetensors",
 )
-REFUSED = "refused"  # folder of what a gate refuses
 Overlaps = dict[str, Overlap]
 """With the `previous` release and the generation's `first`."""
 

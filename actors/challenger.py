@@ -11,8 +11,7 @@ from typing import Literal
 
 import structlog
 
-from actors.candidate import REFUSED
-from actors.served import read_manifest
+from actors.served import REFUSED, read_manifest
 from learning.config import ChallengerConfig
 from learning.learner import Learner
 from schemas.errors import ReleaseError

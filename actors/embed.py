@@ -53,7 +53,9 @@ class Releases:
         self.others = now.others
         if now.swap != self.swap and (found := self._ready(now.release, now.swap)):
             self.waits = bound and self._opens(found)
-            if not self.waits:
+            if self.waits:  # readers are there already
+                self.others = (*now.others, found.manifest.generation)
+            else:
                 self.current, self.swap, self.next = found, now.swap, None
                 return True
         if now.swap == self.swap:  # the one before first

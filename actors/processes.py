@@ -38,14 +38,16 @@ from actors.shard import Ports, Shard
 from actors.shard_config import ShardConfig
 from actors.source import KafkaDeadLetters, KafkaSource, SourceConfig, partitions
 from learning.config import EncoderConfig, LearnerConfig
-from schemas.errors import AfreshError, SinkDown
+from schemas.errors import AfreshError, SinkDown, SourceDown, SourceError
 from schemas.records import Told
+from schemas.stats import LabelStats
 from schemas.stream import StreamConfig
 
 if TYPE_CHECKING:
     from actors.learn import Learn
 
 log = structlog.get_logger()
+LABELS_S = 30.0  # between two looks for a topic of labels that is not there
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -337,14 +339,28 @@ class LabelProcess(Worker):
     def __init__(self, spec: Spec, epoch: int) -> None:
         self._spec, self._epoch = spec, epoch
         self._labels: Labels | None = None
+        self._waiting = LabelStats(up=False)
         super().__init__(spec, epoch, nice=10)
 
     def body(self, stopping: Callable[[], bool]) -> None:
-        self._labels = open_labels(self._spec, self._epoch)
-        self._labels.run(stopping)
+        """A topic that is not there is waited for: the stream is not unwell for it."""
+        while self._labels is None and not stopping():
+            try:
+                self._labels = open_labels(self._spec, self._epoch)
+            except (SourceError, SourceDown) as error:
+                log.error("labels_wait", reason=str(error), next=f"again in {LABELS_S:.0f} s")
+                self._wait(stopping)
+        if self._labels is not None:
+            self._labels.run(stopping)
+
+    def _wait(self, stopping: Callable[[], bool]) -> None:
+        until = time.monotonic() + LABELS_S
+        while time.monotonic() < until and not stopping():
+            self._waiting.progress += 1
+            time.sleep(0.2)
 
     def stats(self) -> Any:
-        return self._labels.stats() if self._labels is not None else None
+        return self._waiting if self._labels is None else self._labels.stats()
 
 
 def open_labels(spec: Spec, epoch: int) -> Labels:

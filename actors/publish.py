@@ -16,18 +16,22 @@ import msgspec
 import structlog
 
 from actors import requests
-from actors.candidate import REFUSED, Order, Refused, ReleaseConfig, Workshop
-from actors.folders import Folder, folders, write_file
+from actors.candidate import Order, Refused, ReleaseConfig, Workshop
+from actors.cut import columns, wide
+from actors.folders import Folder, folders
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
 from actors.served import (
+    REFUSED,
     Served,
     current_release,
     give_up,
+    numbers,
     read_release,
     served,
     set_current,
     set_served,
+    usable_release,
 )
 from actors.sink import Current, Kind, Value
 from actors.usage import cpu_s, resident_bytes
@@ -39,7 +43,6 @@ from schemas.stream import StreamConfig
 
 log = structlog.get_logger()
 KEEP = 10
-SWITCHING = "switching"  # file: readers are being told of this release of another generation
 AGAIN_US = 60e6  # after so long what Redis or the disk refused is tried again
 STEPS = 10  # of removing an old generation, in one turn
 
@@ -62,7 +65,7 @@ class Publish:
         self.oldest_release, self.filled = -1, 0
         self._root, self._releases = root, root / "releases"
         self._refused = self._releases / REFUSED
-        self._config = config
+        self._config, self._stream = config, stream
         self._workshop = Workshop(root, stream, encoder, config)
         self._widest = encoder.window
         self._sink, self._epoch, self._wall = sink, epoch, wall
@@ -72,7 +75,8 @@ class Publish:
         self._tried = ""  # the newest learner snapshot that was looked at
         self._told: Current | None = None  # what Redis names
         self._manifests: dict[int, Manifest] = {}
-        self._cursor, self._drop_at_us = 0, 0.0  # of the removal under way
+        self._dropped, self._cursor = 0, 0  # generation that is being removed, and how far
+        self._drop_at_us = self._check_at_us = 0.0
 
     def run(self, stopping: Callable[[], bool]) -> None:
         while not stopping():
@@ -82,6 +86,7 @@ class Publish:
 
     def turn(self) -> None:
         """Tells Redis of the current release where it does not know it; releases what is due."""
+        self._check_turn()
         asked = requests.take(self._releases)
         if asked is not None and asked.rollback:
             self._roll_back(asked.rollback)
@@ -89,8 +94,7 @@ class Publish:
         if now.next:
             self._switch_turn(now)
         current = current_release(self._releases)
-        if not (self._releases / SWITCHING).exists():  # else Redis may name the next one already
-            self._tell(current)
+        self._tell(current)
         self._drop_turn()
         self._stats.held = requests.held(self._releases)
         filling = served(self._releases).next
@@ -106,13 +110,25 @@ class Publish:
         self._stats.next_release = served(self._releases).next
         self._stats.memory_bytes, self._stats.cpu_s = resident_bytes(), cpu_s()
 
+    def _check_turn(self) -> None:
+        """Now and then: is what is served still whole on disk? A shard that starts would find nothing to serve with."""
+        now_us = self._wall() * 1e6
+        if now_us < self._check_at_us:
+            return
+        self._check_at_us = now_us + AGAIN_US
+        refuse_replaced(self._root, self._epoch >> 20, "this publisher")
+        try:
+            usable_release(self._releases)
+        except (ReleaseError, OSError) as error:
+            log.error("releases_damaged", reason=str(error), next="looked at again")
+
     def _tell(self, current: int) -> None:
         """Lets Redis name and hold the current release: also one that was emptied or set back under us."""
         try:
             if self._sink.server_changed():
                 self._announced, self._there = 0, set()
             told = self._told = self._sink.read_current()
-            if current:
+            if current and not self._ahead(told):  # else the disk follows, see _switch_turn
                 if told is None:
                     self._there = set()
                 if told is None or told.release != current or self._announced != current:
@@ -142,7 +158,7 @@ class Publish:
         """Serves an older release again. None follows by itself until somebody asks for one."""
         try:
             manifest, _ = read_release(self._releases / str(release))
-            self._refuse_wider(manifest)
+            self._refuse_unfit(manifest)
         except ReleaseError as error:
             log.error("rollback_refused", release=release, reason=str(error))
             return
@@ -151,7 +167,7 @@ class Publish:
         try:
             requests.hold(self._releases, f"rolled back to {release}")
             if now.next:
-                self._give_up()
+                give_up(self._releases)
             if manifest.generation == self._manifest(now.release).generation:
                 with suppress(SinkDown):
                     self._put(release, needed=True)
@@ -164,8 +180,16 @@ class Publish:
             return
         log.warning("rolled_back", release=release, next="no release until `afresh release`")
 
-    def _refuse_wider(self, manifest: Manifest) -> None:
-        """Rings are as long as settings and served release say: a longer window is not there."""
+    def _refuse_unfit(self, manifest: Manifest) -> None:
+        """Rings are as long and as wide as settings and served release say: a longer window is not there, nor is a
+        field that neither names."""
+        there = columns(wide(self._stream, self._releases))
+        own = {*manifest.numbers, *manifest.categories}
+        if lacking := sorted(own - {*there.numbers, *there.categories}):
+            raise ReleaseError(
+                f"release {manifest.release} reads {', '.join(map(repr, lacking))}, which records are read for no "
+                "more: name it again under [[stream.field]] and start the daemon anew."
+            )
         widest = max(self._widest, self._manifest(current_release(self._releases)).window)
         if manifest.window > widest:
             raise ReleaseError(
@@ -182,12 +206,10 @@ class Publish:
         if before is not None and before.snapshot == found[0].name:
             return
         told = self._told.release if self._told else 0  # where the disk has lost its releases
-        numbers = _numbers(self._releases)
-        number = 1 + max([current, told, *numbers, *_numbers(self._refused)])
-        newest = max(
-            [self._told.generation if self._told else 0, *map(self._generation_of, numbers)]
-        )
-        first = [n for n in numbers if before and self._generation_of(n) == before.generation]
+        there = numbers(self._releases)
+        number = 1 + max([current, told, *there, *numbers(self._refused)])
+        newest = max([self._told.generation if self._told else 0, *map(self._generation_of, there)])
+        first = [n for n in there if before and self._generation_of(n) == before.generation]
         began = time.monotonic()
         try:
             snapshot = Folder.open(found[0])
@@ -206,7 +228,7 @@ class Publish:
                 reason=str(error),
                 next="the one before is served",
             )
-            for old in _numbers(self._refused)[KEEP:]:
+            for old in numbers(self._refused)[KEEP:]:
                 shutil.rmtree(self._refused / str(old), ignore_errors=True)
             return
         finally:
@@ -244,32 +266,33 @@ class Publish:
         set_served(self._releases, opened)
         log.info("generation_filled", release=manifest.release, generation=generation)
 
-    def _give_up(self) -> None:
-        give_up(self._releases)
-        (self._releases / SWITCHING).unlink(missing_ok=True)
+    def _ahead(self, told: Current | None) -> bool:
+        """Whether readers follow the release that is being filled: we were killed in the middle, or the disk was
+        full."""
+        return told is not None and told.release == served(self._releases).next
 
     def _switch_turn(self, now: Served) -> None:
         """Readers go over to another generation once every entity is in it: they are told first, for shards write
         the old one only until they know."""
-        mark, old = self._releases / SWITCHING, self._manifest(now.release).generation
-        if self.filled != now.next and not mark.exists():  # else we were killed in the middle
+        if self.filled != now.next and not self._ahead(self._told):
             return
         refuse_replaced(self._root, self._epoch >> 20, "this publisher")
+        old = self._generation_of(now.release)
+        kind: Kind = "rollback" if now.next < now.release else "release"
         try:
             new = self._manifest(now.next)
-            write_file(mark, b"")
             self._put(now.next, needed=True)
-            self._sink.set_current(Current(new.release, new.generation, new.dim), self._epoch)
+            told = Current(new.release, new.generation, new.dim)
+            self._sink.set_current(told, self._epoch, kind)
             left_us = {**now.left_us, old: int(self._wall() * 1e6)}
             left_us.pop(new.generation, None)
             set_served(self._releases, Served(now.next, now.swap + 1, 0, 0, left_us))
-            mark.unlink(missing_ok=True)
         except (SinkDown, OSError) as error:  # Redis is down, or the disk is full
             log.error("generation_not_served", release=now.next, reason=str(error), next="again")
             return
         except (ReleaseError, SnapshotError) as error:
             log.error("release_damaged", release=now.next, reason=str(error), next="given up")
-            self._give_up()
+            give_up(self._releases)
             return
         self._announced, self.filled = 0, 0
         log.warning("generation_served", generation=new.generation, release=new.release)
@@ -281,6 +304,8 @@ class Publish:
         due = [g for g, us in now.left_us.items() if now_us - us >= grace_us]
         if not due or now_us < self._drop_at_us:
             return
+        if due[0] != self._dropped:
+            self._dropped, self._cursor = due[0], 0
         try:
             for _ in range(STEPS):
                 self._cursor = self._sink.drop_generation(due[0], self._cursor)
@@ -312,9 +337,9 @@ class Publish:
 
     def _announce(self, current: int) -> None:
         """Releases that Redis lacks, then `current`: whoever reads the one finds the other. Old ones go."""
-        now, numbers = served(self._releases), _numbers(self._releases)
+        now, there = served(self._releases), numbers(self._releases)
         used = {current, self.oldest_release, now.next}
-        kept = {*numbers[: self._config.keep_redis], *used} & set(numbers)
+        kept = {*there[: self._config.keep_redis], *used} & set(there)
         for number in sorted(kept - self._there):
             self._put(number, needed=number == current)
         manifest = self._manifest(current)
@@ -323,13 +348,13 @@ class Publish:
         self._sink.set_current(
             Current(current, manifest.generation, manifest.dim), self._epoch, kind
         )
-        for number in numbers:
+        for number in there:
             if number not in kept:
                 self._sink.drop_release(number, self._epoch)
                 self._there.discard(number)
         generation = manifest.generation
-        first = min((n for n in numbers if self._generation_of(n) == generation), default=0)
-        for number in numbers[max(KEEP, self._config.keep_redis) :]:
+        first = min((n for n in there if self._generation_of(n) == generation), default=0)
+        for number in there[max(KEEP, self._config.keep_redis) :]:
             if number not in kept and number != first:  # that is compared with
                 shutil.rmtree(self._releases / str(number), ignore_errors=True)
         self._announced = current
@@ -350,8 +375,3 @@ class Publish:
         graphs["sha256"] = manifest.encode_sha256
         self._sink.publish_release(release, manifest.generation, graphs, text, self._epoch)
         self._there.add(release)
-
-
-def _numbers(folder: Path) -> list[int]:
-    """The releases in a folder, newest first."""
-    return sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)

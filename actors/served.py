@@ -17,6 +17,7 @@ from schemas.published import Manifest
 
 log = structlog.get_logger()
 CURRENT = "current"
+REFUSED = "refused"  # folder of what a gate refuses
 GRAPHS = ("encode", "step", "score")  # a release holds `encode` and one of the others
 
 
@@ -74,7 +75,8 @@ def set_current(releases: Path, release: int) -> None:
 def usable_release(releases: Path) -> int:
     """The release to serve, verified; 0 where there is none yet.
 
-    Where its files are damaged the newest whole one before it becomes current. ReleaseError: none is whole."""
+    Where its files are damaged the newest whole one before it becomes current, if there is one of its generation.
+    ReleaseError: none is whole."""
     now = served(releases)
     current = now.release
     if not current:
@@ -85,23 +87,32 @@ def usable_release(releases: Path) -> int:
         except ReleaseError as error:
             log.error("release_damaged", release=now.next, reason=str(error), next="given up")
             give_up(releases)
-    numbers = [int(p.name) for p in releases.iterdir() if p.name.isdigit()]
     reasons = []
-    for number in sorted((n for n in numbers if n <= current), reverse=True):
+    before = [n for n in numbers(releases) if n <= current]
+    mine = _generation(releases / str(current))
+    for number in sorted(before, key=lambda n: _generation(releases / str(n)) != mine):
         try:
-            read_release(releases / str(number))
+            manifest, _ = read_release(releases / str(number))
         except ReleaseError as error:
             reasons.append(str(error))
             log.error("release_damaged", release=number, reason=str(error), next="the one before")
             continue
         if number != current:
-            set_current(releases, number)
+            now = served(releases)
+            left_us = {g: us for g, us in now.left_us.items() if g != manifest.generation}
+            set_served(releases, replace(now, release=number, swap=now.swap + 1, left_us=left_us))
         return number
     raise ReleaseError(
         f"{releases}: none of the releases up to {current} is whole. {reasons[0] if reasons else ''} Restore the "
         "folder from a backup, or remove it, and the learner's next snapshot becomes the first release of a new "
         "generation."
     )
+
+
+def numbers(folder: Path) -> list[int]:
+    """The releases in a folder, newest first; whatever else lies there (`5.bak`) is none."""
+    names = [p.name for p in folder.glob("*")]
+    return sorted((int(n) for n in names if n.isascii() and n.isdigit()), reverse=True)
 
 
 def file_of(graph: str) -> str:
@@ -112,6 +123,14 @@ def read_manifest(folder: Path) -> Manifest:
     """Without the graphs, which may be large. Raises ReleaseError."""
     with _whole(folder):
         return msgspec.convert(Folder.open(folder).meta, Manifest)
+
+
+def _generation(folder: Path) -> int:
+    """0 where its manifest cannot be read."""
+    try:
+        return read_manifest(folder).generation
+    except ReleaseError:
+        return 0
 
 
 @contextmanager

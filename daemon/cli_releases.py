@@ -10,12 +10,10 @@ from rich.console import Group
 from rich.table import Table
 
 from actors import requests
-from actors.folders import Folder
 from actors.requests import Request
-from actors.served import current_release, read_release, served
+from actors.served import REFUSED, current_release, numbers, read_manifest, read_release, served
 from daemon.cli import ConfigOption, JsonOption, app, err, fetch_status, load_settings, out, say
-from schemas.errors import AfreshError, SnapshotError
-from schemas.published import Manifest
+from schemas.errors import AfreshError, ReleaseError
 
 SNAPSHOT_S = 15.0
 
@@ -26,12 +24,12 @@ def releases(config: ConfigOption, as_json: JsonOption = False) -> None:
     settings = load_settings(config)
     now = served(settings.releases)
     found = []
-    every = [*settings.releases.glob("[0-9]*"), *settings.releases.glob("refused/[0-9]*")]
+    folders = settings.releases, settings.releases / REFUSED
+    every = [folder / str(number) for folder in folders for number in numbers(folder)]
     for path in sorted(every, key=lambda p: -int(p.name)):
         try:
-            manifest = msgspec.convert(Folder.open(path).meta, Manifest)
-            found.append((manifest, path.parent.name == "refused"))
-        except SnapshotError as error:
+            found.append((read_manifest(path), path.parent.name == REFUSED))
+        except ReleaseError as error:
             err.print(str(error))
 
     def tables() -> Group:
@@ -72,12 +70,14 @@ def rollback(
 
     settings = load_settings(config)
     current = current_release(settings.releases)
-    older = [int(p.name) for p in settings.releases.glob("[0-9]*") if int(p.name) < current]
-    wanted = release or max(older, default=0)
+    older = (number for number in numbers(settings.releases) if number < current)
+    wanted = release or next(older, 0)
     if not wanted:
         raise AfreshError(
             f"there is no release before {current or 'the first'}: see afresh releases."
         )
+    if wanted in numbers(settings.releases / REFUSED):
+        raise ReleaseError(f"release {wanted} was refused by its gates and was never served.")
     read_release(settings.releases / str(wanted))  # whole, or it says why not
     _ask(settings, Request(rollback=wanted), timeout_s)
     now = served(settings.releases)

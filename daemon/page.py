@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from actors.served import current_release, read_manifest
+from actors.served import current_release, numbers, read_manifest
 from daemon.history import EVERY_S, History
 from daemon.reading import Reader
 from daemon.scatter import Sample, Scatter
@@ -75,8 +75,7 @@ class Releases:
 
 
 def _newest(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("*") if path.name.isdigit()]
-    return sorted(found, key=lambda path: -int(path.name))[:SHOWN]
+    return [folder / str(number) for number in numbers(folder)[:SHOWN]]
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

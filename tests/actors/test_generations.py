@@ -149,6 +149,26 @@ def test_a_generation_is_filled_while_the_other_is_served(folder: Path) -> None:
     )
 
 
+def test_a_deletion_reaches_what_readers_follow_while_a_snapshot_holds_the_swap_up(
+    folder: Path,
+) -> None:
+    source, server = MemorySource(stream(60, 6, 0)), MemoryServer()
+    shard = opened(folder, source, server)
+    adopt(shard)
+    settle(shard)
+    fill(folder, shard)
+    assert filled(shard) == NEW and "e1" in published(server, 2)
+    shard.snapshots.finish()
+    shard.groups[0].begin_snapshot(lambda: None, [])
+    name(folder, release=NEW, swap=2, next=0, left_us={1: 5})
+    source.put(deletion("e1"))
+    shard.turn()
+    assert shard.releases.waits
+    shard.snapshots.finish()
+    settle(shard)
+    assert not {"e1"} & (published(server, 1).keys() | published(server, 2).keys())
+
+
 PRICED = msgspec.structs.replace(
     STREAM,
     field=(

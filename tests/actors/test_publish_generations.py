@@ -13,6 +13,7 @@ from actors.folders import Folder
 from actors.publish import Publish
 from actors.requests import Request, ask
 from actors.served import Served, served, set_served, usable_release
+from schemas.errors import SinkDown
 from schemas.published import current_key, encoder_key, entity_key
 from tests.actors.test_publish import Service, entries, learned, make, service  # noqa: F401
 from tests.services import ENCODER, STREAM
@@ -106,10 +107,47 @@ def test_who_was_killed_in_the_middle_of_it_goes_on(
             fill(service)
     assert database.hget(current_key(stream), "release") == b"2"
     start(service)
-    service.turns(1)
+    service.turns()
     assert state(service).release == 2
     assert database.hget(current_key(stream), "release") == b"2"
     assert entries(database, stream) == [(b"1", b"release"), (b"2", b"release")], "nobody went back"
+
+
+def test_who_was_killed_right_behind_it_does_not_hurry_the_next_one(
+    service: Service,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened(service)
+
+    def killed(releases: Path, new: Served) -> None:
+        set_served(releases, new)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("actors.publish.set_served", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fill(service)
+    start(service)
+    service.turns(1)
+    service.release(2)
+    assert (state(service).release, state(service).next) == (2, 3), "nobody is in it yet"
+
+
+def test_a_redis_that_goes_away_just_then_is_told_only_of_what_is_full(
+    service: Service,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened(service)
+
+    def down(*_: object, **__: object) -> None:
+        raise SinkDown("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.sink, "publish_release", down)
+        fill(service)
+    service.publish.filled = 0  # what shards could not write meanwhile is owed again
+    service.turns()
+    assert state(service).release == 1
 
 
 def test_a_damaged_one_is_given_up(service: Service) -> None:  # noqa: F811
@@ -180,6 +218,7 @@ def test_back_to_a_release_of_another_generation(
     fill(service)
     assert state(service).release == 1
     assert database.hget(current_key(stream), "generation") == b"1"
+    assert entries(database, stream)[-1] == (b"1", b"rollback")
     service.release(2)
     assert state(service).release == 1 and not state(service).next, "held until it is asked for"
     ask(service.root / "releases", Request())
