@@ -156,9 +156,8 @@ def encode_anew(state: State, slots: I64, release: Release) -> F32:
     """The anchor rule's vectors of the slots from their windows; their states follow. [M, D]"""
     vectors = np.empty((len(slots), release.manifest.dim), np.float32)
     lengths = state.anchored(slots)
-    if state.shape.graph and release.manifest.step:
-        # an encoder of events reads its last row: a node without live edges has a blank one
-        lengths = np.maximum(lengths, 1)
+    # an encoder of events reads its last row: a node without live edges has a blank one
+    least = 1 if release.manifest.step else 0
     order = np.argsort(lengths, kind="stable")  # windows of like length together: little padding
     for at in np.split(order, np.arange(CHUNK, len(order), CHUNK)):
         if len(at):
@@ -169,7 +168,7 @@ def encode_anew(state: State, slots: I64, release: Release) -> F32:
                 own = state.nodes.get(state.hashes(part))
                 far = state.nodes.get(rows.categories[..., NEIGHBOUR])
             vectors[at], state.recurrent[part] = release.encode(
-                rows, lengths[at], totals, state.first_us[part], own, far
+                rows, np.maximum(lengths[at], least), totals, state.first_us[part], own, far
             )
     state.tag[slots] = release.number
     return vectors

@@ -90,7 +90,7 @@ class Generation:
                 if not len(slots):
                     return None
         elif state.shape.kept_pixels:  # as far as there is time; of one entity all
-            slots = slots[: max(1, within(state.held(slots), self.images.most))]
+            slots = slots[: max(1, within(state.anchored(slots), self.images.most))]
         state.owed[slots] = False  # also of those that have no vector yet
         slots, vectors, made_by, _ = images.encode_anew(state, slots, release)
         return slots, self._vectors(slots, vectors, made_by)
@@ -153,8 +153,8 @@ class Generation:
 
 
 def _edges(state: State, slots: I64) -> list[bytes]:
-    """The live edges of each node, packed as EDGE."""
-    lengths = state.held(slots)
+    """Of each node the edges that its vector is made of, packed as EDGE."""
+    lengths = state.anchored(slots)
     rows, _ = state.padded(slots, lengths)
     packed = np.empty(rows.time_us.shape, EDGE)
     packed["time_us"], packed["neighbour"] = rows.time_us, rows.categories[..., NEIGHBOUR]

@@ -193,9 +193,11 @@ def merge(state: "State", slots: I64, new: Rows, owner: I64) -> None:
     known = np.flatnonzero(placed[owner] > 0)
     if len(known):
         ring, last = slots[owner[known]], placed[owner[known]]
-        newest, oldest = (ring, (last - 1) % state.window), (ring, last % state.window)
+        newest = ring, (last - 1) % state.window
+        oldest = ring, np.where(last > state.window, last % state.window, 0)
         time_us, position = new.time_us[known], new.position[known]
-        outside[known] = (last > state.window) & ~_later(state.rows, oldest, time_us, position)
+        # a removal of what is older may have left the ring too, and would not be known
+        outside[known] = state.left(ring) & ~_later(state.rows, oldest, time_us, position)
         behind = ~outside[known] & ~_later(state.rows, newest, time_us, position)
         state.counts.too_old += int(np.count_nonzero(outside))
         state.counts.late += int(np.count_nonzero(behind))

@@ -60,7 +60,7 @@ class Images:
                 slots = np.array(found, np.int64)
                 before = self._before(state, slots, release)
                 copies, same = self._duplicates.judge(rows.vector[at], before)
-                same &= state.window == 1  # a mean moves with each copy
+                same &= state.anchor == 1  # a mean moves with each copy
                 learnt = there.copy()
                 learnt[at[copies]] = False
                 # the next one is compared with what readers have: many small changes are a large one
@@ -121,10 +121,10 @@ def encode_anew(state: State, slots: I64, release: Release) -> tuple[I64, F32, I
 
 
 def newest_first(state: State, slots: I64) -> tuple[I64, Bool]:
-    """Places [M, T] in each slot's ring, and which hold an image."""
-    step = np.arange(state.window)
+    """Places [M, T] in each slot's ring of the images that its vector is of, and which hold one."""
+    step = np.arange(state.anchor)
     at = (state.placed[slots][:, None] - 1 - step) % state.window
-    return at, step < state.held(slots)[:, None]
+    return at, step < state.anchored(slots)[:, None]
 
 
 def _encode_kept(state: State, slots: I64, release: Release) -> int:
@@ -150,7 +150,7 @@ def means(state: State, slots: I64) -> tuple[F32, I64]:
     first = np.argmax(release > 0, axis=1)
     made_by = release[line, first]
     newest = rows.vector[slots, at[line, first]]
-    if state.window == 1:
+    if state.anchor == 1:
         return newest, made_by
     mine = (release == made_by[:, None])[:, :, None]
     total = np.where(mine, rows.vector[slots[:, None], at], np.float32(0.0)).sum(1)

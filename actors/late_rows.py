@@ -15,7 +15,7 @@ def merge(state: "State", slot: int, new: Rows) -> None:
     """Rows among which some are older than what the entity has: placed by (time, position)."""
     placed, gap = int(state.placed[slot]), state.shape.session_gap_us
     old = _ring(state, slot)
-    whole = placed <= state.window  # nothing has left the ring yet
+    whole = not (placed > state.window or state.gone[slot])  # nothing has left the ring yet
     opened = np.count_nonzero(np.diff(old.time_us) > gap)
     before_ring = 1.0 if whole else state.totals[slot, 1] - opened
     if not whole:  # what is older than the ring has no place in it

@@ -54,6 +54,7 @@ def _row_columns(state: State) -> list[str]:
 
 SLOT_COLUMNS = (
     "placed", "count", "totals", "first_us", "last_us", "since_us", "touched", "tag", "owed", "recurrent",
+    "gone",
 )  # fmt: skip
 
 
@@ -196,18 +197,16 @@ class GroupSnapshot:
 def restore(folder: Folder, state: State, fields: Sequence[str] = ()) -> list[int]:
     """Fills an empty `state` from a group's snapshot; returns the positions to read again from.
 
-    The settings may have changed: the recurrent state is kept if its width is the same; of events, of a longer
-    ring the newest rows, and of other fields (now named `fields`) what both have; of more entities than there is
-    room for the least recently touched are left out (as if evicted)."""
+    The settings may have changed: the recurrent state is kept if its width is the same; of a longer ring the newest
+    rows; of events and other fields (now named `fields`) what both have; of more entities than there is room for the
+    least recently touched are left out (as if evicted)."""
     meta = folder.meta
-    whole = state.shape.unit != "events"
     before, now_there = (
         Columns.of(meta.get("fields", []), meta["numbers"]),
         Columns.of(fields, state.shape.numbers),
     )
     change = None if before == now_there or not fields else (before, now_there)
     for key, now in (
-        ("window", state.window if whole else meta["window"]),
         ("numbers", state.shape.numbers if change is None else meta["numbers"]),
         ("categories", state.shape.categories if change is None else meta["categories"]),
         ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
@@ -259,6 +258,7 @@ def _fill(
     blob, ends = t["name_bytes"].tobytes(), t["name_ends"].tolist()
     names = [blob[a:b].decode() for a, b in itertools.pairwise([0, *ends])]
     keep = _room_for(state, names, t["touched"], marks)
+    t.setdefault("gone", np.zeros(len(names), np.bool_))  # came later than the format
     # the same name in two slabs: the entity moved; the later copy holds
     slots = np.array(
         [
@@ -276,12 +276,16 @@ def _fill(
     each = np.repeat(np.arange(len(names)), rows)
     at = np.arange(len(each)) - np.repeat(np.cumsum(rows) - rows, rows)
     kept = keep[each]
-    if window != state.window:  # laid anew, the oldest first
+    if window != state.window:  # laid anew; what is older than these has left the ring
         age = (t["placed"][each] - 1 - at) % window
-        placed = np.minimum(rows, state.window)
+        placed = np.where(rows > state.window, t["placed"], rows)
+        gone = (t["placed"] > window) | t["gone"]
         kept &= age < state.window
-        at = placed[each] - 1 - age
-        state.placed[slots] = placed[keep]
+        at = (placed[each] - 1 - age) % state.window
+        state.placed[slots], state.gone[slots] = (
+            placed[keep],
+            (gone & (placed <= state.window))[keep],
+        )
     to = slots[(np.cumsum(keep) - 1)[each[kept]]], at[kept]
     for column in _row_columns(state):
         if column != "vector" or same_state:

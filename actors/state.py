@@ -95,6 +95,7 @@ class State:
     owed: Bool = field(init=False)  # [E] Redis does not hold the vector it should
     dead: Bool = field(init=False)  # [E, L] rows of removed edges and their tombstones; see graves
     graves: Bool = field(init=False)  # [E] whether the ring has any
+    gone: Bool = field(init=False)  # [E] rows left the ring though it is not full: it was shorter
     index: dict[str, int] = field(default_factory=dict)
     names: list[str | None] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
@@ -124,7 +125,7 @@ class State:
             vectors = np.zeros((e, w, 0), np.float32)
             self.rows = ImageRows(*columns, pixels, uri, vectors, np.zeros((e, w), np.int64))
         self.totals = np.zeros((e, s.totals), np.float64)
-        self.graves = np.zeros(e, np.bool_)
+        self.graves, self.gone = np.zeros(e, np.bool_), np.zeros(e, np.bool_)
         self.dead = np.zeros((e if s.graph else 0, w), np.bool_)
         for name in ("placed", "count", "first_us", "last_us", "since_us", "touched"):
             setattr(self, name, np.zeros(e, np.int64))
@@ -360,7 +361,7 @@ class State:
         self.free.append(slot)
         self.life_us = max(self.life_us, int(self.since_us[slot]))
         self.totals[slot] = 0.0
-        self.owed[slot] = False
+        self.owed[slot] = self.gone[slot] = False
         if self.twin is not None:
             self.twin.owed[slot], self.twin.tag[slot] = False, 0
         if self.graves[slot]:
@@ -408,32 +409,38 @@ class State:
 
     # -- windows out ------------------------------------------------------------------------------
 
-    def held(self, slots: I64) -> I64:
-        """How many rows each slot's ring holds; of a graph live ones. [M]"""
-        n = np.minimum(self.placed[slots], self.window)
+    def left(self, slots: I64) -> Bool:
+        """[M] which rings no longer hold all that was placed in them."""
+        return np.asarray((self.placed[slots] > self.window) | self.gone[slots])
+
+    def held(self, slots: I64, most: int | None = None) -> I64:
+        """How many rows each slot's ring holds among its newest `most` (None: all); of a graph live ones. [M]"""
+        n = np.minimum(self.placed[slots], self.window if most is None else most)
         some = np.flatnonzero(self.graves[slots])
         if len(some):
-            n[some] -= self.dead[slots[some]].sum(1)
+            step, of = np.arange(int(n[some].max())), slots[some, None]
+            dead = self.dead[of, (self.placed[of] - 1 - step) % self.window]
+            n[some] -= (dead & (step < n[some, None])).sum(1)
         return n
 
     def anchored(self, slots: I64) -> I64:
-        """w of the anchor rule for each slot; of a graph all live rows, of images all. [M]"""
+        """w of the anchor rule for each slot; of a graph the live ones of the newest L rows, of images those L. [M]"""
         if self.shape.graph or self.shape.side:
-            return self.held(slots)
+            return self.held(slots, self.anchor)
         n, half = self.count[slots], self.anchor // 2
         return np.minimum(np.where(n < half, n, half + n % half), self.held(slots))
 
     def padded(self, slots: I64, lengths: I64) -> tuple[Rows, F64]:
         """The newest `lengths` rows of each slot, as columns [M, T, ...] padded behind, and the totals before.
 
-        A node without live edges has one blank row, as of its newest record."""
+        Where that is none (a node without live edges) there is one blank row, as of its newest record."""
         steps = np.arange(int(lengths.max(initial=1)))
         start = self.placed[slots] - lengths
         at = (start[:, None] + np.minimum(steps, lengths[:, None] - 1)) % self.window
         valid = steps < lengths[:, None]
-        lonely = self.held(slots) == 0
+        lonely = lengths == 0
         if lonely.any() or self.graves[slots].any():
-            at = graves.live_at(self, slots, np.where(lonely, 0, lengths), at)
+            at = graves.live_at(self, slots, lengths, at)
             rows = self.rows.take((slots[:, None], at))
             rows.time_us[lonely], rows.position[lonely] = self.last_us[slots[lonely], None], 0
             rows.numbers[lonely], rows.categories[lonely] = np.nan, 0

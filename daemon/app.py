@@ -454,8 +454,6 @@ def refuse_changed(settings: Settings, served: Manifest) -> None:
         )
     )
     for key, before, now in (
-        # of events alone a longer or shorter ring still holds the newest rows
-        ("encoder.window", served.window, served.window if events else settings.encoder.window),
         ("stream.image.side", served.side, stream.shape.side),
         ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
         ("stream.field", served.numbers + served.categories, of_edges if not events else None),

@@ -37,6 +37,15 @@ def dead(rows: Rows, there: Bool, typed: bool) -> Bool:
     return np.asarray(out)
 
 
+def newest_of(column: npt.NDArray[Any], many: I64, size: int) -> npt.NDArray[Any]:
+    """Of rows that stand along the axis behind those of `many`, the first `many` taken: the newest `size` of them at
+    most, in as many places."""
+    at = np.maximum(many - size, 0)[..., None] + np.arange(size)
+    at = np.minimum(at, column.shape[many.ndim] - 1)
+    more = (1,) * (column.ndim - at.ndim)
+    return np.take_along_axis(column, at.reshape(at.shape + more), many.ndim)
+
+
 @dataclass(slots=True)
 class Adjacency:
     """Rings of up to `slots` nodes, whose ids are category_hash of their names."""
@@ -248,7 +257,12 @@ class Adjacency:
         return {**columns, **own, "slot": used, "free": np.array(self.free), "counts": counts}
 
     def load_state_dict(self, state: Arrays) -> None:
-        """Of another number of slots: the most recently touched nodes that there is room for."""
+        """Of another number of slots: the most recently touched nodes that there is room for; of rings of another
+        length the newest rows."""
+        ring, placed = SLACK * self.window, state["placed"]
+        if state["time_us"].shape[1] != ring:
+            rows = {name: newest_of(state[name], placed, ring) for name in COLUMNS}
+            state = {**state, **rows, "placed": np.minimum(placed, ring)}
         used, free = state["slot"], state["free"]
         keep = np.arange(len(used))
         if len(used) + len(free) != self.slots:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from learning.adjacency import COLUMNS, PAST, SLACK, Adjacency
+from learning.adjacency import COLUMNS, PAST, SLACK, Adjacency, newest_of
 from learning.config import NextInteractionConfig, ReplayConfig
 from learning.held_out import held_out
 from learning.kinds.events import subset
@@ -63,7 +63,7 @@ class Store:
 
     def __init__(self, max_bytes: int, shape: Shape, window: int, nodes: int) -> None:
         self.slots = max(2, max_bytes // (nodes * (window * shape.row_bytes + 17) + 8))
-        self._nodes = nodes
+        self._nodes, self._window = nodes, window
         self._columns: Arrays = {}
         self.placed = 0
 
@@ -113,13 +113,19 @@ class Store:
         return {**used, "placed": np.array([self.placed, self.slots])}
 
     def load_state_dict(self, state: Arrays) -> None:
-        """What fits of one that had other room; nothing of one with other negatives."""
+        """What fits of one that had other room; nothing of one with other negatives; of longer windows the newest
+        rows."""
         columns = {name: a for name, a in state.items() if name != "placed"}
         placed, slots = state["placed"].tolist()
         self.placed, self._columns = 0, {}
         if not columns or columns["nodes"].shape[1] != self._nodes:
             return
         n = len(columns["nodes"])
+        if columns["rows.time_us"].shape[2] != self._window:
+            length = columns["length"]
+            rows = {k: a for k, a in columns.items() if k.startswith("rows.")}
+            columns |= {k: newest_of(a, length, self._window) for k, a in rows.items()}
+            columns["length"] = np.minimum(length, self._window)
         if slots != self.slots:
             newest = (placed - n + np.arange(n)) % slots
             columns = {name: a[newest[-self.slots :]] for name, a in columns.items()}

@@ -11,6 +11,7 @@ import torch
 from learning import kinds, learner_state
 from learning.config import EncoderConfig
 from learning.encoders.base import FieldEncoder
+from learning.halves import cut
 from learning.kinds.events import pad, subset
 from learning.learner import EVALUATED, Learner
 from learning.replay import Replay
@@ -52,6 +53,16 @@ class FieldLearner(Learner):
 
     def parts(self) -> dict[str, Any]:
         return super().parts() | {"moments": self.moments, "admission": self.admission}
+
+    def receive(self, windows: Windows) -> int:
+        """Of windows longer than this encoder's, as rings are while a longer one is served, the newest rows."""
+        n, most = np.diff(windows.offsets), self.encoder_config.window
+        if (n > most).any():
+            which = np.flatnonzero(n)
+            n = np.minimum(n[which], most)
+            start, gap_us = windows.offsets[which + 1] - n, self.shape.session_gap_us
+            windows = cut(windows, which, start, n, gap_us)
+        return super().receive(windows)
 
     def _observe(self, windows: Windows, new: I64) -> None:
         n = np.diff(windows.offsets)

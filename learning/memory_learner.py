@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from learning import learner_state
 from learning.adjacency import COLUMNS
 from learning.config import GraphMemoryConfig, NextInteractionConfig, ReplayConfig
 from learning.contract import View
@@ -171,7 +172,15 @@ class MemoryReplay(EdgeReplay):
         super().load_state_dict(state)
         prefix = "memory."
         of = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self.memory.load_state_dict(of, self.adjacency)
+        if of:
+            self.memory.load_state_dict(of, self.adjacency)
+
+    def begin_memories(self) -> None:
+        """Of all nodes, from the edges that are kept of each."""
+        slots = self.adjacency.known()
+        self.memory.reconcile(self.adjacency, slots)
+        self.memory.count[slots] = self.adjacency.placed[slots]
+        self.memory.stale[slots] = True
 
 
 class MemoryLearner(GraphLearner):
@@ -184,6 +193,13 @@ class MemoryLearner(GraphLearner):
         c, window = self.config.replay, self.encoder_config.window
         self.kind = MemoryGraph(self.encoder_config)
         self.replay = MemoryReplay(c, self.shape, window, self.contrast, self.encoder)
+
+    def inherit(self, flat: learner_state.Flat, meta: learner_state.Meta) -> None:
+        """As GraphLearner, without memories: they are of the other encoder's weights."""
+        assert isinstance(self.replay, MemoryReplay)
+        of = "replay.memory."
+        super().inherit({k: v for k, v in flat.items() if not k.startswith(of)}, meta)
+        self.replay.begin_memories()
 
 
 def both_ends(source: I64, rows: Rows) -> tuple[I64, Rows]:

@@ -50,7 +50,11 @@ def mean(vectors: list[F32]) -> F32:
 
 
 def make_release(
-    releases: Path, number: int, window: int = 1, stream: StreamConfig = STREAM
+    releases: Path,
+    number: int,
+    window: int = 1,
+    stream: StreamConfig = STREAM,
+    generation: int = 1,
 ) -> None:
     """Writes it and names it as current."""
     nodes = [
@@ -75,8 +79,8 @@ def make_release(
     onnx.checker.check_model(model)
     graphs = {"encode": model.SerializeToString()}
     manifest = Manifest(
-        stream="test", release=number, generation=1, created_us=number, dim=DIM, window=window, state=0,
-        **of_stream(stream), **described(graphs),
+        stream="test", release=number, generation=generation, created_us=number, dim=DIM, window=window,
+        state=0, **of_stream(stream), **described(graphs),
     )  # fmt: skip
     write_folder(releases, str(number), files(graphs), lambda: msgspec.to_builtins(manifest))
     set_current(releases, number)

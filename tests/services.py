@@ -86,7 +86,7 @@ def make_shard(
     slots: int = SLOTS,
     stream: StreamConfig = STREAM,
     encoder: EncoderConfig = ENCODER,
-    sizes: tuple[int, int, int] | None = None,
+    sizes: tuple[int, ...] | None = None,
     learner: LearnerPort | None = None,
     **more: object,
 ) -> Shard:

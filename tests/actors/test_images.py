@@ -65,7 +65,7 @@ class Lab:
         stream: StreamConfig = STREAM,
         topics: tuple[str, ...] = ("photos",),
     ) -> None:
-        self.folder, self.window, self.stream = folder, window, stream
+        self.folder, self.window, self.anchor, self.stream = folder, window, 0, stream
         self.source, self.server, self.learner = MemorySource((), topics), MemoryServer(), Learner()
         self.restarts = 0
         self.shard = self.open()
@@ -73,7 +73,7 @@ class Lab:
     def open(self) -> Shard:
         shard = make_shard(
             self.folder, self.source, self.server, self.restarts, ShardConfig(snapshot_every_s=1e-9),
-            stream=self.stream, sizes=(self.window, DIM, 512), learner=self.learner,
+            stream=self.stream, sizes=(self.window, DIM, 512, 0, self.anchor), learner=self.learner,
         )  # fmt: skip
         self.restarts += 1
         return shard
