@@ -97,13 +97,14 @@ class ImageDecoder(Decoder):
         return decoded, bad
 
     def pixels(self, data: bytes) -> U8 | Rejected:
-        """Of an image's file: [S·S·3], or why there are none. Any thread may ask: no more than `threads` images are
-        there at full size, whoever asks.
+        """Of an image's file: [P], S·S·3 of each side, or why there are none. Any thread may ask: no more
+        than `threads` images are there at full size, whoever asks.
 
         It is not raised: an error that is kept, here or as another's context, keeps by its traceback the image."""
         try:
             with self._at_once:
-                return shrunk(checked(data, self._image), self._image.side)
+                found = [shrunk(checked(data, self._image), side) for side in self._image.sides]
+                return np.concatenate(found) if len(found) > 1 else found[0]
         except Rejected as why:
             return why.with_traceback(None)
         except DecompressionBombError:

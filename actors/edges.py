@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actors.columns import Hashes
+from actors.cut import Columns
 from actors.mirror import Marks, Origin, Reader, messages
 from actors.partitioner import partitions_of
 from schemas.records import I64, OFFSET_BITS, Bool, Decoded, Gone, Rows, Windows
 from schemas.stream import DIRECTION, NEIGHBOUR, Shape
 
+UNNAMED = Columns()
 MAX_NAME = 4096  # of a node, in bytes: decode.max_entity_bytes cuts before
 
 
@@ -28,31 +30,51 @@ class Edges:
     """Of one group. marks: what the group has taken of the mirror, the group's own."""
 
     def __init__(
-        self, shape: Shape, group: int, epoch: int, groups: int, topics: int, marks: Marks
+        self,
+        shape: Shape,
+        group: int,
+        epoch: int,
+        groups: int,
+        topics: int,
+        marks: Marks,
+        names: tuple[Columns, Columns] = (UNNAMED, UNNAMED),
     ) -> None:
-        """topics: how many hold the stream's edges, the mirror not counted."""
+        """topics: how many hold the stream's edges, the mirror not counted. names: of the rows' columns, and of those
+        of messages that do not name theirs."""
+        self._columns = names[0]
         self._shape, self._group, self._epoch = shape, group, epoch
         self._groups, self._hashes = groups, Hashes()
         self.mirror = topics if groups > 1 else -1  # the mirror's index among the group's topics
-        self.reader = Reader(shape, group, groups, topics, MAX_NAME, marks)
+        limits = groups, topics, MAX_NAME
+        self.reader = Reader(shape, group, limits, marks, names)
 
     def hashes(self, names: list[str]) -> I64:
         return np.fromiter(map(self._hashes.__getitem__, names), np.int64, len(names))
 
-    def spread(self, topic: int, decoded: Decoded) -> Spread:
-        rows, n = decoded.rows, len(decoded.entities)
-        sources = self.hashes(decoded.entities)
+    def here(self, decoded: Decoded) -> Decoded:
+        """Rows of both ends, next to each other, of those that are of this group."""
+        far, _, here = self._far(decoded, self.hashes(decoded.entities))
+        return _both(decoded, far, here)
+
+    def _far(self, decoded: Decoded, sources: I64) -> tuple[Rows, I64, I64]:
+        """The far nodes' rows [N], the groups that they are of [N], and which of them are of this one."""
+        rows = decoded.rows
         far = Rows(
             rows.time_us, rows.position, rows.numbers.copy(), rows.categories.copy(), rows.missing
         )
         far.numbers[:, DIRECTION], far.categories[:, NEIGHBOUR] = 0.0, sources
-        edge = decoded.edge
-        two = edge & (sources != rows.categories[:, NEIGHBOUR])  # a loop has one row
-        to = np.full(n, self._group)
+        two = decoded.edge & (sources != rows.categories[:, NEIGHBOUR])  # a loop has one row
+        to = np.full(len(rows), self._group)
         if self._groups > 1 and two.any():
             names = [decoded.neighbours[i] for i in np.flatnonzero(two).tolist()]
             to[two] = partitions_of(names, self._groups)
-        here = _both(decoded, far, np.flatnonzero(two & (to == self._group)))
+        return far, to, np.flatnonzero(two & (to == self._group))
+
+    def spread(self, topic: int, decoded: Decoded) -> Spread:
+        rows = decoded.rows
+        sources = self.hashes(decoded.entities)
+        far, to, both = self._far(decoded, sources)
+        here = _both(decoded, far, both)
         deletions = np.flatnonzero(decoded.deleted).tolist()
         if deletions:
             order = np.flatnonzero(here.deleted)
@@ -65,6 +87,7 @@ class Edges:
                 )
                 for before, i in zip(order, deletions, strict=True)
             ]
+        edge = decoded.edge
         of = rows.take(edge)
         windows = Windows(
             of,
@@ -93,8 +116,9 @@ class Edges:
             names = [decoded.neighbours[i] for i in at.tolist()]
             origin = Origin(self._epoch, self._group, topic, offset[at], nth[at])
             features = decoded.told.features if decoded.told is not None else None
+            stamps = decoded.timestamp_ms[at]
             sent = messages(
-                origin, names, far.take(at), decoded.timestamp_ms[at], upsert[at], features
+                origin, names, far.take(at), stamps, (upsert[at], features), self._columns
             )
             out += [(group, message) for message in sent]
         return out

@@ -14,7 +14,7 @@ from actors.served import served
 from actors.state import State, Touched
 from schemas.errors import ReleaseError
 from schemas.records import F32, I64, Bool, Features, contributions
-from schemas.stream import CHANNELS, NEIGHBOUR, Shape
+from schemas.stream import NEIGHBOUR, Shape
 
 CHUNK = 256  # windows in one call: larger ones run no faster on a CPU and hold the stream up
 log = structlog.get_logger()
@@ -91,16 +91,17 @@ class Releases:
     def _warm(self, release: Release) -> None:
         """The first run of a session allocates: not in the stream's time."""
         m = release.manifest
-        numbers, categories = self._there or Columns(m.numbers, m.categories)
+        there = self._there or Columns.released(m)
         if m.side:
-            release.encode_images(np.zeros((IMAGES, CHANNELS * m.side**2), np.uint8))
+            release.encode_images(np.zeros((IMAGES, there.pixels), np.uint8))
             return
+        numbers, categories, *of_nodes = map(len, there.blocks)
         shape = Shape(
-            len(numbers),
-            len(categories),
+            numbers,
+            categories,
             m.session_gap_us,
-            node_numbers=len(m.node_numbers),
-            node_categories=len(m.node_categories),
+            node_numbers=of_nodes[0],
+            node_categories=of_nodes[1],
         )
         state = State(shape, 2, m.state, 1)
         state.placed[0] = state.count[0] = 1

@@ -53,12 +53,11 @@ class Release:
         """there: columns of the rows that it will be given; None: its own. Raises ReleaseError."""
         manifest, graphs = read_release(folder)
         try:
-            own = Columns(manifest.numbers, manifest.categories)
-            cut = None if there is None else Cut.of(own, there)
+            cut = None if there is None else Cut.of(Columns.released(manifest), there)
         except KeyError as lacking:
             raise ReleaseError(
-                f"{folder}: the release reads the field {lacking}, which rows have no more. Name it again under "
-                "[[stream.field]] and start the daemon anew."
+                f"{folder}: the release reads {lacking.args[0]}, which rows have no more. Name it again under [stream] "
+                "and start the daemon anew."
             ) from None
         step = session(graphs["step"], threads) if "step" in graphs else None
         return cls(manifest, session(graphs["encode"], threads), step, cut)
@@ -95,13 +94,17 @@ class Release:
             "state": np.zeros((b, self.manifest.state), np.float32),
         }
         if own is not None and far is not None:
+            if self.cut is not None:
+                own, far = self.cut.features(own), self.cut.features(far)
             feed |= own.named("node") | far.named("far")
         found = self.encode_session.run(None, {i.name: feed[i.name] for i in self.manifest.encode})
         return found[0], found[1] if len(found) > 1 else np.zeros((b, 0), np.float32)
 
     def encode_images(self, pixels: U8) -> F32:
-        """Vectors [N, D] of images [N, S·S·3]."""
+        """Vectors [N, D] of images [N, P]."""
         side = self.manifest.side
+        if self.cut is not None:
+            pixels = pixels[:, self.cut.pixels]
         shaped = pixels.reshape(len(pixels), side, side, CHANNELS)
         part = max(1, min(IMAGES, IMAGE_BYTES // shaped[:1].nbytes)) if len(shaped) else 1
         out = np.empty((len(shaped), self.manifest.dim), np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 import structlog
 
 from actors import group_meta
+from actors.cut import Columns
 from actors.decode import BadRecord, Decoder
 from actors.edges import Edges
 from actors.embed import Releases
@@ -63,6 +64,9 @@ class Group:
     quarantine: Quarantine | None = None  # None: what crashes the decoder does so again
     edges: Edges | None = None  # of a graph
     mirrored: Marks = field(default_factory=dict)  # how far the mirror was taken, by its sources
+    unnamed: Columns = field(
+        default_factory=Columns
+    )  # of messages of the mirror that do not say what they have
     buried: Buried = field(default_factory=Buried)  # deleted nodes of a graph
     served: Generation = field(init=False)  # whose vectors readers have
     next: Generation | None = None  # ... and will have, once all entities have one
@@ -120,7 +124,9 @@ class Group:
             return group
 
         group = newest(folder, load)
-        group = group or cls(number, epoch, topics, _state(shape, Sizes(*sizes)), [], folder)
+        if group is None:
+            state = _state(shape, Sizes(*sizes))
+            group = cls(number, epoch, topics, state, [], folder, unnamed=Columns.of(fields, shape))
         group.fields = tuple(fields)
         return group
 
@@ -128,7 +134,8 @@ class Group:
         """The group is one of so many of a graph: edges have their far ends in all of them."""
         topics = len(self.topics) - (groups > 1)
         shape = self.state.shape
-        self.edges = Edges(shape, self.number, self.epoch, groups, topics, self.mirrored)
+        names = Columns.of(self.fields, shape), self.unnamed
+        self.edges = Edges(shape, self.number, self.epoch, groups, topics, self.mirrored, names)
         self.partitions = groups
 
     # -- phases -----------------------------------------------------------------------------------

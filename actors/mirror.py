@@ -3,7 +3,8 @@
 One message holds rows for one group, as columns in msgpack, in the order of the records that they come from.
 A row's origin is (source group, its topic, offset, how manieth row of that record): the receiver keeps how far
 it has come of each source topic and drops the rest, so that a sender may send again. A row without a name is of
-the node of that hash: it was deleted, or (`upsert`) it is said what it has of its own.
+the node of that hash: it was deleted, or (`upsert`) it is said what it has of its own. A message names its
+columns: those of a sender may be others than the receiver's, where fields were added or dropped.
 
 The log has no gaps, whoever wrote it: a sender sends in order, and begins where a snapshot stood, which was
 committed when all before it was in the log. So what is beyond a mark follows on it, also where it is of a sender
@@ -12,12 +13,14 @@ the first one wrote last, and send none of them (docs/decisions/0013).
 
 Shapes: N rows, Fn numbers, Fc categories."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from actors.cut import Block, Columns, exchange
 from actors.decode import BadRecord
 from actors.ports import Batch
 from actors.rejected import Rejected
@@ -49,6 +52,9 @@ class Message(msgspec.Struct, frozen=True):
     node_numbers: bytes = b""  # [M, Nn] float32, of the M rows that are upserts, as those below
     node_categories: bytes = b""  # [M, Nc] int64
     node_missing: bytes = b""  # [M, Nc] bool
+    columns: list[
+        list[str]
+    ] = []  # names of Fn, Fc, Nn, Nc; empty: as they were before messages named them
 
 
 class Mark(NamedTuple):
@@ -78,10 +84,12 @@ def messages(
     names: list[str],
     rows: Rows,
     timestamp_ms: I64,
-    upsert: Bool,
-    features: Features | None,
+    told: tuple[Bool, Features | None],
+    columns: Columns,
 ) -> list[bytes]:
-    """N rows as messages, each of about MESSAGE_BYTES at most. features [M]: of the rows that are upserts."""
+    """N rows as messages, each of about MESSAGE_BYTES at most. told: which rows are upserts [N], and what these say."""
+    upsert, features = told
+    named = [list(names) for names in columns.blocks] if any(columns.blocks) else []
     sizes = np.fromiter(map(len, names), np.int64, len(names))
     sizes = 2 * sizes + 41 + 4 * rows.numbers.shape[1] + 9 * rows.categories.shape[1]
     if features is not None:
@@ -90,22 +98,29 @@ def messages(
     starts = np.flatnonzero(np.diff(part, prepend=-1)).tolist()
     out = []
     for lo, hi in zip(starts, [*starts[1:], len(names)], strict=True):
-        message = _message(origin, names, rows, timestamp_ms, slice(lo, hi))
+        message = _message(origin, names, rows, timestamp_ms, slice(lo, hi), named)
         if features is not None and upsert[lo:hi].any():
             first = int(np.count_nonzero(upsert[:lo]))
-            told = features.take(slice(first, first + int(np.count_nonzero(upsert[lo:hi]))))
+            some = features.take(slice(first, first + int(np.count_nonzero(upsert[lo:hi]))))
             message = msgspec.structs.replace(
                 message,
                 upsert=upsert[lo:hi].tobytes(),
-                node_numbers=told.numbers.astype("<f4").tobytes(),
-                node_categories=told.categories.astype("<i8").tobytes(),
-                node_missing=told.missing.tobytes(),
+                node_numbers=some.numbers.astype("<f4").tobytes(),
+                node_categories=some.categories.astype("<i8").tobytes(),
+                node_missing=some.missing.tobytes(),
             )
         out.append(msgspec.msgpack.encode(message))
     return out
 
 
-def _message(origin: Origin, names: list[str], rows: Rows, stamps: I64, at: slice) -> Message:
+def _message(
+    origin: Origin,
+    names: list[str],
+    rows: Rows,
+    stamps: I64,
+    at: slice,
+    columns: list[list[str]],
+) -> Message:
     return Message(
         origin.epoch,
         origin.group,
@@ -118,6 +133,7 @@ def _message(origin: Origin, names: list[str], rows: Rows, stamps: I64, at: slic
         rows.numbers[at].astype("<f4").tobytes(),
         rows.categories[at].astype("<i8").tobytes(),
         rows.missing[at].tobytes(),
+        columns=columns,
     )
 
 
@@ -128,11 +144,21 @@ class Reader:
     """Reads the mirror for one group. `marks`, what was taken already, moves on with every message."""
 
     def __init__(
-        self, shape: Shape, group: int, groups: int, topics: int, max_name: int, marks: Marks
+        self,
+        shape: Shape,
+        group: int,
+        limits: tuple[int, int, int],
+        marks: Marks,
+        names: tuple[Columns, Columns],
     ) -> None:
-        """topics: of each source group, the mirror not counted."""
-        self._shape, self._group, self._groups, self._topics = shape, group, groups, topics
-        self._max_name, self.marks = max_name, marks
+        """limits: groups; topics of each source group, the mirror not counted; bytes of a name. names: of the shape's
+        columns, and of those of messages that do not name theirs; empty: as the shape has them."""
+        self._shape, self._group, self.marks = shape, group, marks
+        self._groups, self._topics, self._max_name = limits
+        own, unnamed = names
+        if not any(own.blocks):  # their places are their names
+            own = unnamed = Columns.placed(shape)
+        self._own, self._unnamed = own.blocks, unnamed.blocks
 
     def read(self, batch: Batch) -> tuple[Decoded, list[BadRecord]]:
         """The rows that were not taken before, in order."""
@@ -199,7 +225,7 @@ class Reader:
             told = _decode(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as why:
             raise _bad(str(why)) from None
-        n, s = len(told.names), self._shape
+        n = len(told.names)
         for name, found, known in (
             ("group", told.group, self._groups), ("topic", told.topic, self._topics),
             ("epoch", told.epoch, 1 << 62),
@@ -211,50 +237,72 @@ class Reader:
         if any(len(name.encode()) > self._max_name for name in told.names):
             raise _bad(f"a name of more than {self._max_name} bytes")
         offset, nth = _column(told.offset, "<i8", n), _column(told.nth, "<i4", n)
+        named = self._named(told)
+        values = told.numbers, told.categories, told.missing
         rows = Rows(
             _column(told.time_us, "<i8", n),
             np.zeros(n, np.int64),
-            _column(told.numbers, "<f4", n, s.numbers),
-            _column(told.categories, "<i8", n, s.categories),
-            _column(told.missing, "u1", n, s.categories),
+            *_exchanged(values, n, named[:2], self._own[:2]),
         )
         _column(told.timestamp_ms, "<i8", n)
         follows = (np.diff(offset) > 0) | ((np.diff(offset) == 0) & (np.diff(nth) > 0))
         if n and not (offset[0] >= 0 and offset[-1] < 1 << OFFSET_BITS and follows.all()):
             raise _bad("its offsets do not ascend")
-        said = self._said(told, offset, rows)
-        named = np.array([bool(name) for name in told.names], np.bool_)
-        timed = named if said is None else np.isin(np.arange(n), said.row) | named
+        said = _said(told, offset, rows, named[2:], self._own[2:])
+        has_name = np.array([bool(name) for name in told.names], np.bool_)
+        timed = has_name if said is None else np.isin(np.arange(n), said.row) | has_name
         if ((rows.time_us <= 0) | (rows.time_us >= LIMIT_US))[timed].any():
             raise _bad("a time that is none")
-        if np.isinf(rows.numbers).any() or rows.numbers[named, DIRECTION].any():
+        if np.isinf(rows.numbers).any() or rows.numbers[has_name, DIRECTION].any():
             raise _bad("a number that is infinite, or a direction that is not 0")
         if (rows.missing > 1).any():
             raise _bad("a truth value that is neither 0 nor 1")
         rows.missing = rows.missing.astype(np.bool_)
         return told, Origin(told.epoch, told.group, told.topic, offset, nth), rows, said
 
-    def _said(self, message: Message, offset: I64, rows: Rows) -> Told | None:
-        """What is said of nodes; `row`: which rows of the message say it."""
-        if not message.upsert:
-            return None
-        s = self._shape
-        upsert = _column(message.upsert, "u1", len(offset))
-        if (upsert > 1).any() or not s.noded:
-            raise _bad("upserts where there are none")
-        row = np.flatnonzero(upsert)
-        if any(message.names[i] for i in row.tolist()):
-            raise _bad("an upsert with a name")
-        numbers = _column(message.node_numbers, "<f4", len(row), s.node_numbers)
-        missing = _column(message.node_missing, "u1", len(row), s.node_categories)
-        if np.isinf(numbers).any() or (missing > 1).any():
-            raise _bad("features that are none")
-        categories = _column(message.node_categories, "<i8", len(row), s.node_categories)
-        features = Features(numbers, categories, missing.astype(np.bool_))
-        stamps = _column(message.timestamp_ms, "<i8", len(offset))[row]
-        position = message.topic << OFFSET_BITS | offset[row]
-        node = rows.categories[row, NEIGHBOUR]
-        return Told(node, row, rows.time_us[row], position, stamps, features)
+    def _named(self, message: Message) -> tuple[Block, ...]:
+        """Names of the message's columns, by kind."""
+        named = tuple(map(tuple, message.columns)) or self._unnamed
+        first = 1 + self._shape.typed  # of the categories, which are no fields
+        same = len(named) == len(self._own) and named[0][:1] == self._own[0][:1]
+        if not (same and named[1][:first] == self._own[1][:first]):
+            raise _bad(f"its columns are {named}")
+        return named
+
+
+def _said(
+    message: Message, offset: I64, rows: Rows, named: Sequence[Block], own: Sequence[Block]
+) -> Told | None:
+    """What is said of nodes; `row`: which rows of the message say it. named, own: columns of the message, and ours."""
+    if not message.upsert:
+        return None
+    upsert = _column(message.upsert, "u1", len(offset))
+    if (upsert > 1).any() or not any(named):
+        raise _bad("upserts where there are none")
+    row = np.flatnonzero(upsert)
+    if any(message.names[i] for i in row.tolist()):
+        raise _bad("an upsert with a name")
+    values = message.node_numbers, message.node_categories, message.node_missing
+    numbers, categories, missing = _exchanged(values, len(row), named, own)
+    if np.isinf(numbers).any() or (missing > 1).any():
+        raise _bad("features that are none")
+    features = Features(numbers, categories, missing.astype(np.bool_))
+    stamps = _column(message.timestamp_ms, "<i8", len(offset))[row]
+    position = message.topic << OFFSET_BITS | offset[row]
+    node = rows.categories[row, NEIGHBOUR]
+    return Told(node, row, rows.time_us[row], position, stamps, features)
+
+
+def _exchanged(
+    values: Sequence[bytes], n: int, named: Sequence[Block], own: Sequence[Block]
+) -> tuple[Any, Any, Any]:
+    """Numbers, categories and which are missing, n rows of columns so named, as our columns."""
+    widths = len(named[0]), len(named[1]), len(named[1])
+    dtypes = "<f4", "<i8", "u1"
+    columns = [_column(v, d, n, w) for v, d, w in zip(values, dtypes, widths, strict=True)]
+    found = dict(zip(("numbers", "categories", "missing"), columns, strict=True))
+    exchange(found, named, own)
+    return found["numbers"], found["categories"], found["missing"]
 
 
 def _column(data: bytes, dtype: str, n: int, width: int | None = None) -> Any:

@@ -3,6 +3,7 @@
 Nothing here waits for the learner."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -78,7 +79,7 @@ class Offers:
         slots = np.sort(self._rng.choice(touched.slots, n, replace=False))
         windows = group.state.windows(slots)
         self._know(group, slots, windows.entity)
-        self._offer(group, windows if self.cut is None else self.cut.windows(windows), began)
+        self._offer(group, windows, began)
 
     def images(self, group: Group, touched: Touched, parts: list[Windows]) -> None:
         """Images that came, as time allows."""
@@ -112,7 +113,7 @@ class Offers:
     def _describe(self) -> None:
         """What nodes have of their own goes to the learner, each from its own group: what is new, and to a new
         learner's process what there is."""
-        if self.learner is None:
+        if self.learner is None or (self.cut is not None and not self.cut.noded):
             for group in self._groups:
                 group.news.unheard.clear()  # nobody asks
             return
@@ -129,11 +130,15 @@ class Offers:
             group, ids = self._telling
             assert group.state.nodes is not None
             told = group.state.nodes.told(ids)  # as it is now: nothing of who is deleted by now
+            if self.cut is not None:
+                told = replace(told, features=self.cut.features(told.features))
             if not len(told) or self.learner.describe(told):
                 self._telling = None
 
     def _offer(self, group: Group, windows: Windows, began: float) -> None:
         assert self.learner is not None
+        if self.cut is not None:
+            windows = self.cut.windows(windows)
         if self.learner.offer(group.number, list(group.positions), windows):
             self._stats.sampled += len(windows)
         else:

@@ -3,6 +3,7 @@
 What is allowed is looked at in the file's header, before anything is decoded. Pillow's plugins are called
 directly: `Image.open` would try others too, and its check of sizes, a global, would warn beside ours."""
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from actors.rejected import Rejected
 from schemas.records import U8
-from schemas.stream import ImageConfig, ImageFormat
+from schemas.stream import CHANNELS, ImageConfig, ImageFormat
 
 OPENERS: dict[ImageFormat, type[ImageFile]] = {
     "jpeg": JpegImageFile,
@@ -79,6 +80,23 @@ def pixels_of(data: bytes, side: int) -> U8:
     if form is None:
         raise Rejected("image_format", f"{len(data)} bytes that begin with {data[:12]!r}")
     return shrunk(OPENERS[form](BytesIO(data)), side)
+
+
+def resized(pixels: U8, before: Sequence[int], now: Sequence[int]) -> U8:
+    """Pixels [N, P] of other sides: what is there of a side as it is; else the largest, resized."""
+    ends = np.cumsum([CHANNELS * side**2 for side in before])
+    there = dict(zip(before, np.split(pixels, ends[:-1], axis=1), strict=True))
+    largest = max(before)
+    for side in now:
+        if side not in there:
+            square = there[largest].reshape(-1, largest, largest, CHANNELS)
+            small = (
+                Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR)
+                for one in square
+            )
+            made = [np.asarray(one).reshape(-1) for one in small]
+            there[side] = np.array(made, np.uint8).reshape(len(pixels), -1)
+    return np.concatenate([there[side] for side in now], axis=1)
 
 
 def format_of(data: bytes) -> ImageFormat | None:

@@ -226,11 +226,11 @@ def open_shard(spec: Spec, groups: dict[int, int], learner: LearnerPort | None) 
         mirror,
     )
     skew_us = spec.source.max_skew_us(spec.stream.nodes)
-    images = images_of(spec.stream, opened, ports.decoder)
+    images = images_of(stream, opened, ports.decoder)
     shard = Shard(spec.shard, opened, ports, max_skew_us=skew_us, images=images)
     shard.offers.cut = Cut.of(columns(spec.stream), there)
     if any(group.lacking for group in opened):
-        again = msgspec.structs.replace(config, start="earliest")
+        again = msgspec.structs.replace(spec.source, start="earliest")
         shard.refill = Refill(KafkaSource(again, spec.name, spec.groups), ports.decoder, opened)
     return shard
 

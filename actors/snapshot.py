@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from actors.capacity import entity_bytes
-from actors.cut import Columns, moved
+from actors.cut import Columns, exchange, moved
 from actors.folders import Folder, prune, write_folder
 from actors.graves import mark_dead
 from actors.state import SLAB, Marks, State
@@ -96,7 +96,7 @@ class GroupSnapshot:
             "positions": self.positions, "window": state.window, "hidden": state.hidden,
             "numbers": state.shape.numbers, "categories": state.shape.categories,
             "node numbers": state.shape.node_numbers, "node categories": state.shape.node_categories,
-            "side": state.shape.side, "keep": state.shape.keep,
+            "side": state.shape.side, "sides": list(state.shape.sides), "keep": state.shape.keep,
         }  # fmt: skip
         self._thread = Thread(target=self._write, args=(root, before_commit), daemon=True)
         self._thread.start()
@@ -198,23 +198,16 @@ def restore(folder: Folder, state: State, fields: Sequence[str] = ()) -> list[in
     """Fills an empty `state` from a group's snapshot; returns the positions to read again from.
 
     The settings may have changed: the recurrent state is kept if its width is the same; of a longer ring the newest
-    rows; of events and other fields (now named `fields`) what both have; of more entities than there is room for the
-    least recently touched are left out (as if evicted)."""
-    meta = folder.meta
-    before, now_there = (
-        Columns.of(meta.get("fields", []), meta["numbers"]),
-        Columns.of(fields, state.shape.numbers),
-    )
-    change = None if before == now_there or not fields else (before, now_there)
-    for key, now in (
-        ("numbers", state.shape.numbers if change is None else meta["numbers"]),
-        ("categories", state.shape.categories if change is None else meta["categories"]),
-        ("node numbers", state.shape.node_numbers), ("node categories", state.shape.node_categories),
-        ("side", state.shape.side), ("keep", state.shape.keep),
-    ):  # fmt: skip
-        if meta.get(key, now) != now:  # those of nodes and of images came later than the format
+    rows; of other fields (now named `fields`) what both have; of another side the pixels resized; of more entities than
+    there is room for the least recently touched are left out (as if evicted)."""
+    meta, shape = folder.meta, state.shape
+    before, now = Columns.saved(meta), Columns.of(fields, shape)
+    change = None if before == now or not fields else (before, now)
+    widths = ("numbers", shape.numbers), ("categories", shape.categories), ("side", shape.side)
+    for key, wanted in (*(widths if change is None else ()), ("keep", shape.keep)):
+        if meta.get(key, wanted) != wanted:  # those of images came later than the format
             raise SnapshotError(
-                f"{folder.path} was written with {key} = {meta[key]}, the settings say {now}. These may not "
+                f"{folder.path} was written with {key} = {meta[key]}, the settings say {wanted}. These may not "
                 "change over a snapshot (docs/operations.md has the table): set it back, or start a stream "
                 "of another name from source.start."
             )
@@ -228,7 +221,7 @@ def restore(folder: Folder, state: State, fields: Sequence[str] = ()) -> list[in
         same = meta["hidden"] == state.hidden
         tensors = folder.tensors(slab["file"])
         if change is not None:
-            _exchange(tensors, *change)
+            _exchange(tensors, *change, pixels=shape.kept_pixels > 0)
         _fill(state, tensors, marks, s, same_state=same, window=meta["window"])
     state.clock, state.life_us = meta["clock"], max(meta["life_us"], state.life_us)
     left_out = state.counts.evicted
@@ -241,7 +234,10 @@ def restore(folder: Folder, state: State, fields: Sequence[str] = ()) -> list[in
         mark_dead(state)
     if state.nodes is not None:
         for file in meta.get("nodes", []):
-            state.nodes.take_part(folder.tensors(file))
+            tensors = folder.tensors(file)
+            if change is not None:
+                exchange(tensors, before.blocks[2:], now.blocks[2:])
+            state.nodes.take_part(tensors)
     return list(positions)
 
 
@@ -295,20 +291,14 @@ def _fill(
     marks.slab[slots] = slab
 
 
-def _exchange(t: dict[str, np.ndarray], before: Columns, now: Columns) -> None:
-    """A slab's rows and totals with other fields: all its rows lack what is new."""
-    n = len(t["numbers"])
-    for names, old, columns, blank in (
-        (now.numbers, before.numbers, ("numbers",), (np.nan,)),
-        (now.categories, before.categories, ("categories", "missing"), (0, True)),
-    ):
-        both = [name for name in names if name in old]
-        to, of = ([c.index(name) for name in both] for c in (names, old))
-        for column, value in zip(columns, blank, strict=True):
-            made = np.full((n, len(names)), value, t[column].dtype)
-            made[:, to] = t[column][:, of]
-            t[column] = made
-    t["totals"] = moved(t["totals"], before, now)
+def _exchange(t: dict[str, np.ndarray], before: Columns, now: Columns, *, pixels: bool) -> None:
+    """A slab's rows and totals with other columns: all its rows lack what is new."""
+    exchange(t, before.blocks[:2], now.blocks[:2])
+    t["totals"] = moved(t["totals"], before.numbers, now.numbers)
+    if pixels and before.sides != now.sides:
+        from actors.pixels import resized  # Pillow, for images alone
+
+        t["pixels"] = resized(t["pixels"], before.sides, now.sides)
 
 
 def _room_for(state: State, names: list[str], touched: I64, marks: Marks) -> Bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from actors import group_meta, requests, spawn
 from actors import lease as leases
-from actors import requests, spawn
-from actors.cut import set_learner_aside
-from actors.folders import epoch_of, write_file
+from actors.cut import set_learner_aside, wide
+from actors.folders import Folder, epoch_of, folders, write_file
 from actors.processes import Spec, Status
 from actors.served import current_release, read_manifest, usable_release
 from actors.source import partitions
@@ -37,7 +37,14 @@ from daemon.supervisor import (
     slowest_others,
 )
 from daemon.totals import Snapshot, Totals, no_release
-from schemas.errors import AfreshError, LeaseHeld, LeaseLost, SettingsError, SourceError
+from schemas.errors import (
+    AfreshError,
+    LeaseHeld,
+    LeaseLost,
+    SettingsError,
+    SnapshotError,
+    SourceError,
+)
 from schemas.published import Manifest
 from schemas.stats import LearnerStats
 
@@ -193,8 +200,6 @@ class App:
             )
         write_file(known, str(self._groups).encode())
         current = usable_release(settings.releases)
-        if aside := set_learner_aside(settings.folder, settings.stream):
-            log.warning("learner_begins_anew", why="stream.field names others", aside=str(aside))
         if current:
             refuse_changed(settings, read_manifest(settings.releases / str(current)))
         elif not settings.learner.enabled:
@@ -202,6 +207,9 @@ class App:
                 "learner.enabled is false and there is no release to serve in "
                 f"{settings.releases}. Set learner.enabled = true until the first release, or copy one there."
             )
+        refuse_other_state(settings, self._groups)
+        if aside := set_learner_aside(settings.folder, settings.stream):
+            log.warning("learner_begins_anew", why="it was of other fields", aside=str(aside))
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -443,24 +451,26 @@ class App:
 
 
 def refuse_changed(settings: Settings, served: Manifest) -> None:
-    """Raises SettingsError where the settings no longer fit the release that is served. Another encoder begins
-    another generation beside it."""
-    stream, events = settings.stream, settings.stream.shape.unit == "events"
-    of_edges, of_nodes = (
-        tuple(f.name for f in some)
-        for some in (
-            stream.numbers + stream.categories,
-            stream.node_numbers + stream.node_categories,
+    """Raises SettingsError where the settings no longer fit the release that is served. Other fields, another encoder
+    and images of another side begin another generation beside it."""
+    before, now = served.session_gap_us / 1e6, settings.stream.session_gap_s
+    if before != now:
+        raise SettingsError(
+            f"stream.session_gap_s is {now}, release {served.release} was made with {before}. It may not change while "
+            "releases are served: set it back, or start a stream of another name."
         )
-    )
-    for key, before, now in (
-        ("stream.image.side", served.side, stream.shape.side),
-        ("stream.session_gap_s", served.session_gap_us / 1e6, stream.session_gap_s),
-        ("stream.field", served.numbers + served.categories, of_edges if not events else None),
-        ("stream.node", served.node_numbers + served.node_categories, of_nodes),
-    ):
-        if now is not None and before != now:
-            raise SettingsError(
-                f"{key} is {now}, release {served.release} was made with {before}. It may not change while "
-                "releases are served: set it back, or start a stream of another name."
-            )
+
+
+def refuse_other_state(settings: Settings, groups: int) -> None:
+    """Raises SnapshotError where the groups' newest snapshots are of what this stream cannot become: before anything
+    is moved or started."""
+    stream, source = wide(settings.stream, settings.releases), settings.source
+    if stream.nodes and groups > 1:
+        source = source.with_mirror(settings.name)
+    for group in range(groups):
+        for path in folders(settings.group_folder(group))[:1]:
+            try:
+                found = Folder.open(path)
+            except SnapshotError:
+                continue  # its shard looks for the one before
+            group_meta.check(found, source.topics, stream.columns, stream.shape)

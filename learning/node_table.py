@@ -115,6 +115,17 @@ class NodeTable:
         at = self._find(ids)
         return np.where(at < 0, 0, self.time_us[np.maximum(at, 0)])
 
+    def fill(self, told: Told, numbers: I64, categories: I64) -> int:
+        """Puts some of the columns in, of what is known by these very records. Returns of how many nodes."""
+        at = self._find(told.node)
+        same = at >= 0
+        same &= (self.time_us[at] == told.time_us) & (self.position[at] == told.position)
+        at, of = at[same, None], told.features.take(same)
+        self.features.numbers[at, numbers] = of.numbers[:, numbers]
+        self.features.categories[at, categories] = of.categories[:, categories]
+        self.features.missing[at, categories] = of.missing[:, categories]
+        return len(at)
+
     def forget(self, ids: I64) -> None:
         for node in ids.tolist():
             slot = self.index.pop(node, None)

@@ -79,7 +79,7 @@ R = TypeVar("R", bound=Rows)
 class ImageRows(Rows):
     """Columns of N images. In a ring `pixels` and `uri` are there as `Shape.keep` says, else without width."""
 
-    pixels: U8  # [N, S·S·3] row by row, each pixel's red, green and blue
+    pixels: U8  # [N, P] S·S·3 of each side, row by row, each pixel's red, green and blue
     uri: U8  # [N, URI_BYTES] UTF-8, zeros behind it; zeros alone: there is none
     vector: F32  # [N, D] of unit length; D is 0 before it was asked for
     release: I64  # [N] that made the vector; 0: none has

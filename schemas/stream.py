@@ -103,6 +103,21 @@ class ImageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 'where the images are, as in ["s3://bucket/"].'
             )
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """S, and those that are made beside it."""
+        return (self.side,)
+
+
+class SidesConfig(ImageConfig, frozen=True, forbid_unknown_fields=True):
+    """What a shard makes of it while releases of other sides are served or filled; no settings file says it."""
+
+    others: tuple[int, ...] = ()
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return (self.side, *self.others)
+
 
 class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a record holds: `[stream]` of the settings file."""
@@ -282,6 +297,7 @@ class StreamConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             self.whole,
             self.image.side if self.images else 0,
             self.image.keep if self.images else "nothing",
+            self.image.sides[1:] if self.images else (),
         )
 
 
@@ -298,6 +314,7 @@ class Shape(msgspec.Struct, frozen=True):
     whole: bool = False  # rows are edges of the entity, a graph, and begin with the columns of ENDS
     side: int = 0  # S of images; 0: rows are none
     keep: Keep = "nothing"  # of an image, in an entity's ring
+    others: tuple[int, ...] = ()  # further sides of images, whose pixels stand behind those of S
 
     @property
     def noded(self) -> bool:
@@ -319,9 +336,14 @@ class Shape(msgspec.Struct, frozen=True):
         return 2 + 3 * self.numbers
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """S and `others`; none where rows are no images."""
+        return (self.side, *self.others) if self.side else ()
+
+    @property
     def pixels(self) -> int:
-        """P: bytes of an image, S · S · 3."""
-        return CHANNELS * self.side**2
+        """P: bytes of an image, S · S · 3 for each of its sides."""
+        return sum(CHANNELS * side**2 for side in self.sides)
 
     @property
     def kept_pixels(self) -> int:

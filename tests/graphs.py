@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from actors.cut import columns
 from actors.decode import DecodeConfig, make_decoder
 from actors.edges import Edges
 from actors.embed import Releases, encode_anew
@@ -188,6 +189,10 @@ class Log:
         return len(entities)
 
     @property
+    def rows_of_last(self) -> Rows:
+        return self.windows[-1].rows
+
+    @property
     def rows(self) -> Rows:
         return Rows.concat([w.rows for w in self.windows])
 
@@ -210,23 +215,24 @@ def open_owner(
     window: int = ENCODER.window,
     learner: LearnerPort | None = None,
     every_s: float = 1e-9,
+    stream: StreamConfig = STREAM,
 ) -> Owner:
     """A shard of group `number`, which reads the logs by itself."""
     source = MemorySource((), logs.topics, GROUPS)
     source._logs = logs._logs
     sizes = (window, ENCODER.state, 1024)
     group = Group.open(
-        number, epoch_of(1, restarts), source.topics, folder / f"group-{number}", STREAM.shape,
-        sizes, STREAM.columns,
+        number, epoch_of(1, restarts), source.topics, folder / f"group-{number}", stream.shape,
+        sizes, stream.columns,
     )  # fmt: skip
     group.join(GROUPS)
     mirror = MemoryMirror(logs)
     ports = Ports(
         source,
-        make_decoder(STREAM, DecodeConfig()),
+        make_decoder(stream, DecodeConfig()),
         MemorySink(server),
         MemoryDeadLetters(),
-        Releases(folder / "releases"),
+        Releases(folder / "releases", there=columns(stream)),
         learner,
         mirror,
     )

@@ -270,12 +270,15 @@ def test_a_damaged_snapshot_gives_way_to_the_one_before(tmp_path: Path) -> None:
         learn(tmp_path, epoch=3)
 
 
-def test_with_another_encoder_it_begins_anew_from_what_it_remembers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [4, 16])
+def test_with_another_encoder_it_begins_anew_from_what_it_remembers(
+    tmp_path: Path, window: int
+) -> None:
     first = learn(tmp_path)
     first.offer([part(5)])
     turns = iter([False] * 4 + [True])
     first.run(lambda: next(turns))
-    wide = msgspec.structs.replace(ENCODER, dim=12, window=16, bucket_bits=5)
+    wide = msgspec.structs.replace(ENCODER, dim=12, window=window, bucket_bits=5)
     second = learn(tmp_path, epoch=2, encoder=wide)
     assert second.stats().updates == 0
     assert second.turn(), "it need not wait for what comes"
@@ -285,6 +288,9 @@ def test_with_another_encoder_it_begins_anew_from_what_it_remembers(tmp_path: Pa
     second.offer([part(5)])
     second.turn()
     assert second.stats().skipped == {"stale": 40}, "nor does it take again what it has"
+    second.offer([part(6, seed=1)])  # rings are as long as the longer encoder's
+    second.turn()
+    assert second.stats().received == 40
 
 
 # -- what it says of the stream and of itself -------------------------------------------------------

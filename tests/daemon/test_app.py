@@ -1,15 +1,17 @@
 """What the daemon says of its processes before any of them runs."""
 
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from actors.folders import write_folder
 from actors.graphs import of_stream
 from actors.processes import Status
-from daemon.app import App, Child, refuse_changed
+from daemon.app import App, Child, refuse_changed, refuse_other_state
 from daemon.supervisor import Process
-from schemas.errors import SettingsError
+from schemas.errors import SettingsError, SnapshotError
 from schemas.published import Manifest
 from schemas.stats import PublisherStats, ShardStats
 from schemas.stream import Field, FieldType, StreamConfig
@@ -60,9 +62,7 @@ def test_a_release_that_redis_does_not_name_is_not_ready() -> None:
     assert not [reason for reason in of.ready() if "does not name" in reason]
 
 
-@pytest.mark.parametrize("key", ["field", "node"])
-def test_columns_that_changed_under_a_release_are_named_by_their_key(key: str) -> None:
-    """What nodes have of their own is under another key than what edges have."""
+def test_of_a_release_the_fields_may_change_and_the_session_gap_may_not() -> None:
     one, two = Field("one", FieldType.number), Field("two", FieldType.category)
     stream = StreamConfig("who", "at", (one,), kind="graph", neighbour="whom", op="op", node=(one,))
     settings = msgspec.structs.replace(parse(MINIMAL), stream=stream)
@@ -71,7 +71,29 @@ def test_columns_that_changed_under_a_release_are_named_by_their_key(key: str) -
         stream="s", release=3, generation=1, created_us=1, dim=encoder.dim, window=encoder.window,
         state=encoder.state, encode=(), encode_out=(), encode_sha256="", **of_stream(stream),
     )  # fmt: skip
-    refuse_changed(settings, served)
-    changed = msgspec.structs.replace(stream, **{key: (one, two)})
-    with pytest.raises(SettingsError, match=f"^stream.{key} is .*'two'.*release 3 was made with"):
+    changed = msgspec.structs.replace(stream, field=(two,), node=(two,))
+    refuse_changed(msgspec.structs.replace(settings, stream=changed), served)
+    changed = msgspec.structs.replace(stream, session_gap_s=7.0)
+    with pytest.raises(
+        SettingsError, match=r"^stream.session_gap_s is 7\.0, release 3 was made with"
+    ):
         refuse_changed(msgspec.structs.replace(settings, stream=changed), served)
+
+
+def test_a_state_of_another_kind_is_refused_before_anything_is_moved(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(parse(MINIMAL), state_dir=str(tmp_path))
+    stream, topics = settings.stream, list(settings.source.topics)
+    shape = stream.shape
+    meta = {
+        "topics": topics, "fields": list(stream.columns), "numbers": shape.numbers,
+        "categories": shape.categories, "graph": False, "unit": "events",
+    }  # fmt: skip
+    write_folder(settings.group_folder(1), "1-1", [], lambda: meta)
+    refuse_other_state(settings, 2)
+    write_folder(
+        settings.group_folder(1), "1-2", [], lambda: {**meta, "unit": "graph", "graph": True}
+    )
+    with pytest.raises(SnapshotError, match="another kind"):
+        refuse_other_state(settings, 2)
+    (settings.group_folder(1) / "1-2" / "manifest.json").write_text("{")  # its shard looks further
+    refuse_other_state(settings, 2)

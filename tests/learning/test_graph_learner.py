@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from learning import encoders, export
+from learning.adjacency import SLACK
 from learning.config import NextInteractionConfig, ReplayConfig
 from learning.edges import SOURCE, TARGET, EdgeReplay, Store
 from learning.graph_learner import GraphLearner
@@ -174,6 +176,32 @@ def test_a_restored_learner_continues_bit_by_bit():
             each.receive(more)
         assert a.learn() == b.learn()
     assert a.evaluate() == b.evaluate()
+
+
+@pytest.mark.parametrize("window", [4, 10])
+def test_with_another_window_it_goes_on_from_the_edges_that_it_has(window):
+    a, rng = learner(), np.random.default_rng(0)
+    for i in range(12):
+        a.receive(circles(rng, 32, 32 * i))
+        a.learn()
+    flat, meta = a.state_dict()
+    b = GraphLearner(CONFIG, msgspec.structs.replace(ENCODER, window=window), SHAPE)
+    b.inherit(flat, json.loads(json.dumps(meta)))
+    before, now = a.replay.adjacency, b.replay.adjacency
+    assert set(now.index) == set(before.index)
+    for node, slot in before.index.items():
+        mine, rows = now.index[node], before.rows.time_us[slot, : before.placed[slot]]
+        found = now.rows.time_us[mine, : now.placed[mine]]
+        np.testing.assert_array_equal(found, rows[-SLACK * window :])
+    was, kept = a.replay.store.newest(50), b.replay.store.newest(50)
+    assert was is not None and kept is not None
+    np.testing.assert_array_equal(kept.length, np.minimum(was.length, window))
+    newest = [
+        np.take_along_axis(e.rows.position, np.maximum(e.length - 1, 0)[..., None], 2)
+        for e in (was, kept)
+    ]
+    np.testing.assert_array_equal(*newest)
+    assert kept.rows.numbers.shape[2] == window and b.learn() is not None
 
 
 def test_it_learns_who_writes_to_whom():

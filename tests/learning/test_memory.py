@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -169,6 +170,25 @@ def test_a_restored_learner_continues_bit_by_bit():
             each.receive(more)
         assert a.learn() == b.learn()
     assert a.evaluate() == b.evaluate()
+
+
+@pytest.mark.parametrize("changes", [{"window": 10}, {"hidden": 5}])
+def test_with_another_encoder_memories_are_made_anew(changes):
+    a, rng = learner(), np.random.default_rng(0)
+    for i in range(12):
+        a.receive(circles(rng, 32, 32 * i))
+        a.learn()
+    flat, meta = a.state_dict()
+    b = MemoryLearner(a.config, msgspec.structs.replace(ENCODER, **changes), SHAPE)
+    b.inherit(flat, json.loads(json.dumps(meta)))
+    assert isinstance(b.replay, MemoryReplay)
+    known = b.replay.adjacency.known()
+    assert len(known) == len(a.replay.adjacency) and b.replay.memory.stale[known].all()
+    for i in range(12, 16):
+        b.receive(circles(rng, 32, 32 * i))
+        step = b.learn()
+        assert step is None or not step.skipped
+    assert b.updates > 0 and not b.replay.memory.stale[known].all()
 
 
 @pytest.mark.parametrize("pairs", [0.0, 1.0])
