@@ -287,6 +287,28 @@ def test_with_another_encoder_it_begins_anew_from_what_it_remembers(tmp_path: Pa
     assert second.stats().skipped == {"stale": 40}, "nor does it take again what it has"
 
 
+def test_a_shorter_window_takes_the_newest_rows_of_what_was_kept_and_of_what_comes(
+    tmp_path: Path,
+) -> None:
+    """Rings stay as long as what is served needs them, until its generation has gone."""
+    first = learn(tmp_path)
+    first.offer([part(5)])
+    turns = iter([False] * 4 + [True])
+    first.run(lambda: next(turns))
+    short = msgspec.structs.replace(ENCODER, window=4)
+    second = learn(tmp_path, epoch=2, encoder=short, held_out_share=0.0)
+    later = part(9, seed=1)
+    second.offer([later])
+    assert second.turn()
+    kept = second._learner.windows(100, held=False)
+    assert np.diff(kept.offsets).max() == 4
+    for entity, end in zip(later[2].entity, later[2].offsets[1:], strict=True):
+        (at,) = np.flatnonzero(kept.entity == entity)
+        lo, hi = kept.offsets[at : at + 2]
+        newest = later[2].rows.position[end - (hi - lo) : end]
+        np.testing.assert_array_equal(kept.rows.position[lo:hi], newest)
+
+
 # -- what it says of the stream and of itself -------------------------------------------------------
 
 
