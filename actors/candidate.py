@@ -106,6 +106,7 @@ class Workshop:
 
     def build(self, snapshot: Folder, order: Order, served: Manifest | None) -> Manifest:
         """Writes the release's folder. Raises ReleaseError where a check refuses it."""
+        self.measured = ()
         try:
             return self._build(snapshot, order, served)
         finally:

@@ -62,10 +62,11 @@ class Challenge:
         if not self._offered or now < self._look_at:
             return None
         self._look_at = now + LOOK_S
-        for folder, outcome in ((self._releases, "won"), (self._releases / REFUSED, "lost")):
+        where: dict[Outcome, Path] = {"won": self._releases, "lost": self._releases / REFUSED}
+        for outcome, folder in where.items():
             if self._offered in map(_snapshot, folder.glob("[0-9]*")):
                 log.warning("challenger_ends", outcome=outcome, snapshot=self._offered)
-                return "won" if outcome == "won" else "lost"
+                return outcome
         return None
 
     def end(self) -> None:

@@ -35,6 +35,8 @@ KNOWN_FILE, NAMES_FILE = "known.safetensors", "names.json"
 POLL_S, MOST = 0.2, 1000  # of a turn
 AT_ONCE = 500  # vectors that Redis is asked for
 SAVE_S = 60.0
+FILLED = 0.5  # of what is known, in a Redis that is not being filled again
+AGAIN_S = 10.0  # between two looks whether it is
 RENEW_S = (
     300.0  # vectors of what is known are read anew so often, and when another release is served
 )
@@ -95,6 +97,8 @@ class Labels:
         self._names = dict[int, str]()  # of whom a label is known, by category_hash
         self._positions = dict[int, list[int]]()
         self._current: Current | None = None
+        self._emptied_at: float | None = None  # when few were found there
+        self._look_at = 0.0
         self._waiting = list[Batch]()  # while Redis is down
         self._stats = LabelStats()
         self._config = msgspec.to_builtins(config)
@@ -131,7 +135,7 @@ class Labels:
             self._look()
             if self._current is not None and not self._waiting:
                 self._waiting = self._source.poll(MOST, POLL_S)
-            while self._waiting:
+            while self._waiting and self._current is not None:
                 self._take(self._waiting[0])
                 del self._waiting[0]
         except (SinkDown, SourceDown) as error:
@@ -154,22 +158,29 @@ class Labels:
         return self._stats
 
     def _look(self) -> None:
-        """Vectors of what is known, by the release that is served now; those who are gone are known no more."""
+        """Vectors of what is known, by the release that is served now; those who are gone are known no more. Where most
+        are, Redis was emptied and is being filled again: labels wait for it, but not for ever."""
         current = self._sink.read_current()
         now = self._clock()
-        if current is None or (current == self._current and now - self._renewed_at < RENEW_S):
+        if current is None or now < self._look_at:
             return
-        self._current, self._renewed_at = current, now
+        if current == self._current and now - self._renewed_at < RENEW_S:
+            return
         names = [self._names[entity] for entity in self._probe.entity.tolist()]
-        vectors, there = self._read(names)
+        vectors, there = self._read(names, current)
+        if len(there) < FILLED * len(names):
+            since = self._emptied_at = now if self._emptied_at is None else self._emptied_at
+            if now - since < RENEW_S:
+                self._current, self._look_at = None, now + AGAIN_S
+                return
+        self._current, self._renewed_at, self._emptied_at = current, now, None
         self._probe.keep(there)
         self._probe.renew(vectors)
         self._names = {e: self._names[e] for e in self._probe.entity.tolist()}
 
-    def _read(self, names: Sequence[str]) -> tuple[F32, I64]:
+    def _read(self, names: Sequence[str], current: Current) -> tuple[F32, I64]:
         """Vectors of those who have one, and which they are."""
-        assert self._current is not None
-        generation, dim = self._current.generation, self._current.dim
+        generation, dim = current.generation, current.dim
         found = list[Stored | None]()
         for at in range(0, len(names), AT_ONCE):
             found += self._sink.read(generation, list(names[at : at + AT_ONCE]))
@@ -195,7 +206,8 @@ class Labels:
 
     def _add(self, decoded: Decoded, which: I64) -> None:
         names = [decoded.entities[i] for i in which.tolist()]
-        vectors, there = self._read(names)
+        assert self._current is not None
+        vectors, there = self._read(names, self._current)
         self._count("taken", len(there))
         self._count("no_vector", len(names) - len(there))
         if not len(there):

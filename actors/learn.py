@@ -30,6 +30,7 @@ from actors.usage import cpu_s, resident_bytes
 from actors.watching import Watching
 from learning.adaptation import adapt
 from learning.config import EncoderConfig, GraphMemoryConfig, LearnerConfig
+from learning.encoders.base import Encoder
 from learning.field_learner import FieldLearner
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats, due_updates
@@ -288,7 +289,11 @@ class Learn:
         elapsed = self._clock() - self._saved_at
         due = updates >= self._release.every_updates and elapsed >= min(every, orders.release_s)
         if (
-            (requests.taken(self._folder, requests.ADAPTATION) and self._adapt())
+            (
+                not orders.paused
+                and requests.taken(self._folder, requests.ADAPTATION)
+                and self._adapt()
+            )
             or (due and not orders.paused)
             or (updates and requests.taken(self._folder, requests.SNAPSHOT))
         ):
@@ -319,6 +324,8 @@ class Learn:
         name = next_name(self._folder, self._epoch)
         self._saved_at, self._saved_updates = self._clock(), self._learner.updates
         self._learner.mark_released()  # as far as is known here: the publisher may refuse it
+        offers = self._challenge.learner if self._challenge.ready else None
+        encoder = (offers or self._learner).released()
         flat, state = self._learner.state_dict()
         flat |= self._watching.state_dict()
         meta = {
@@ -326,10 +333,10 @@ class Learn:
             "encoder": msgspec.to_builtins(self._learner.encoder_config),
             "ahead": self._ahead,
             "marks": {str(group): mark for group, mark in self._marks.items()},
-            "challenger": self._challenge.ready,
+            "challenger": offers is not None,
         }
         try:
-            write_folder(self._folder, name, self._files(flat, state), lambda: meta)
+            write_folder(self._folder, name, self._files(flat, state, encoder), lambda: meta)
         except (OSError, SnapshotError) as error:
             s.snapshot_failures += 1
             log.error(
@@ -337,9 +344,9 @@ class Learn:
             )
             return
         s.snapshot, s.snapshot_age_s = name, 0.0
-        if self._challenge.ready:
+        if offers is not None:
             self._challenge.offered(name)
-        self._watching.snapshot_taken(self._learner)
+        self._watching.snapshot_taken(self._learner, encoder)
         self._challenge.consider(self._learner, s.dormant)
         prune(self._folder, 2, name)
         with self._lock, suppress(OSError):  # forgotten by both of the snapshots that are kept
@@ -348,12 +355,12 @@ class Learn:
                 forgotten -= self._passed
         self._passed = forgotten
 
-    def _files(self, flat: dict[str, Any], state: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    def _files(
+        self, flat: dict[str, Any], state: dict[str, Any], encoder: Encoder
+    ) -> Iterator[tuple[str, bytes]]:
         tensors = {key: torch.as_tensor(value).contiguous() for key, value in flat.items()}
         yield STATE_FILE, safetensors.torch.save(tensors)
         yield JSON_FILE, json.dumps(state).encode()
-        challenger = self._challenge.learner if self._challenge.ready else None
-        encoder = (challenger or self._learner).released()
         released = {k: v.contiguous() for k, v in encoder.state_dict().items()}
         yield ENCODER_FILE, safetensors.torch.save(released)
         yield from self._watching.files()

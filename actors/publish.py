@@ -27,6 +27,7 @@ from actors.served import (
     current_release,
     give_up,
     numbers,
+    read_manifest,
     read_release,
     served,
     set_current,
@@ -36,7 +37,7 @@ from actors.served import (
 from actors.sink import Current, Kind, Value
 from actors.usage import cpu_s, resident_bytes
 from learning.config import EncoderConfig
-from schemas.errors import ReleaseError, SinkDown, SnapshotError
+from schemas.errors import ReleaseError, SinkDown
 from schemas.published import Manifest
 from schemas.stats import PublisherStats
 from schemas.stream import StreamConfig
@@ -44,6 +45,7 @@ from schemas.stream import StreamConfig
 log = structlog.get_logger()
 KEEP = 10
 AGAIN_US = 60e6  # after so long what Redis or the disk refused is tried again
+NAN = float("nan")
 STEPS = 10  # of removing an old generation, in one turn
 
 
@@ -75,6 +77,7 @@ class Publish:
         self._tried = ""  # the newest learner snapshot that was looked at
         self._told: Current | None = None  # what Redis names
         self._manifests: dict[int, Manifest] = {}
+        self._held_up = False  # readers cannot go over, which was logged
         self._dropped, self._cursor = 0, 0  # generation that is being removed, and how far
         self._drop_at_us = self._check_at_us = 0.0
 
@@ -145,9 +148,8 @@ class Publish:
         s = self._stats
         s.release, s.generation = m.release, m.generation
         s.release_age_s = max(self._wall() - m.created_us / 1e6, 0.0)
-        if m.overlap_previous is not None:
-            s.overlap_cosine = m.overlap_previous.cosine
-            s.overlap_neighbours = m.overlap_previous.neighbours
+        o = m.overlap_previous
+        s.overlap_cosine, s.overlap_neighbours = (o.cosine, o.neighbours) if o else (NAN, NAN)
 
     def stats(self) -> PublisherStats:
         return self._stats
@@ -288,13 +290,17 @@ class Publish:
             left_us.pop(new.generation, None)
             set_served(self._releases, Served(now.next, now.swap + 1, 0, 0, left_us))
         except (SinkDown, OSError) as error:  # Redis is down, or the disk is full
-            log.error("generation_not_served", release=now.next, reason=str(error), next="again")
+            if not self._held_up:  # it is tried at every turn
+                log.error(
+                    "generation_not_served", release=now.next, reason=str(error), next="again"
+                )
+            self._held_up = True
             return
-        except (ReleaseError, SnapshotError) as error:
+        except ReleaseError as error:
             log.error("release_damaged", release=now.next, reason=str(error), next="given up")
             give_up(self._releases)
             return
-        self._announced, self.filled = 0, 0
+        self._announced, self.filled, self._held_up = 0, 0, False
         log.warning("generation_served", generation=new.generation, release=new.release)
 
     def _drop_turn(self) -> None:
@@ -323,14 +329,13 @@ class Publish:
         """0 where its manifest cannot be read."""
         try:
             return self._manifest(release).generation
-        except SnapshotError:
+        except ReleaseError:
             return 0
 
     def _manifest(self, release: int) -> Manifest:
         """Read once: a disk that fails later concerns no release that is served already."""
         if release not in self._manifests:
-            meta = Folder.open(self._releases / str(release)).meta
-            self._manifests[release] = msgspec.convert(meta, Manifest)
+            self._manifests[release] = read_manifest(self._releases / str(release))
         return self._manifests[release]
 
     # -- Redis and disk ---------------------------------------------------------------------------
@@ -357,6 +362,7 @@ class Publish:
         for number in there[max(KEEP, self._config.keep_redis) :]:
             if number not in kept and number != first:  # that is compared with
                 shutil.rmtree(self._releases / str(number), ignore_errors=True)
+                self._manifests.pop(number, None)
         self._announced = current
 
     def _put(self, release: int, *, needed: bool) -> None:

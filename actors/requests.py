@@ -58,6 +58,29 @@ def taken(learner: Path, what: str) -> bool:
     return True
 
 
+def begun(learner: Path, what: str) -> bool:
+    """As `taken`, but what follows from it is in no snapshot before: until it is `done` it is `under_way`,
+    also after a restart."""
+    try:
+        (learner / what).rename(_begun(learner, what))
+    except OSError:
+        return False
+    return True
+
+
+def under_way(learner: Path, what: str) -> bool:
+    return _begun(learner, what).exists()
+
+
+def done(learner: Path, what: str) -> None:
+    with suppress(OSError):
+        _begun(learner, what).unlink()
+
+
+def _begun(learner: Path, what: str) -> Path:
+    return learner / f"{what}.begun"
+
+
 def _made(folder: Path) -> None:
     """Before the first snapshot or release there is none."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -21,6 +21,7 @@ from learning.drift import INTERVAL, InputDrift, newest
 from learning.encoders.base import Encoder
 from learning.graph_learner import GraphLearner
 from learning.learner import Learner, StepStats
+from learning.learner_state import under
 from learning.mmd import BATCH
 from learning.plasticity import Step, dormant
 from learning.report import Report, most, report
@@ -28,11 +29,11 @@ from learning.scalars import ScalarDrift
 from learning.watch import EmbeddingWatch
 from schemas.errors import ReleaseError
 from schemas.records import I64, Windows
-from schemas.stats import LearnerStats
+from schemas.stats import Changes, LearnerStats
 from schemas.stream import Shape
 
 log = structlog.get_logger()
-DRIFT = "drift."  # of the snapshot's tensors
+DRIFT = "drift"  # of the snapshot's tensors
 REFERENCE_FILE = "reference.safetensors"
 MEASURED = 64  # updates between two whose length is measured
 TOLD, TOLD_P = 0.6, 1e-6  # accuracy of the second opinion, and its chance, from where it is logged
@@ -77,7 +78,14 @@ class Watching:
 
     def forget(self, entities: I64) -> None:
         """Deleted ones leave the references that are kept as they came."""
+        before = self._watch.complete
         self._watch.forget(entities)
+        if before and not self._watch.complete:
+            self._renewed("hardly any of it was left, for entities were deleted")
+
+    def _renewed(self, why: str) -> None:
+        self._stats.changes = Changes()
+        log.warning("reference_renewed", why=why, next="drift is measured against what comes now")
 
     def received(self, windows: Windows) -> None:
         """What came, before it is learnt from."""
@@ -109,12 +117,10 @@ class Watching:
         if now < self._due:
             return
         self._due = now + LOOK_S
-        if requests.taken(self._folder, requests.RENEWAL):
+        if requests.begun(self._folder, requests.RENEWAL):
             self._drift.renew()
             self._watch.renew()
-            log.warning(
-                "reference_renewed", next="drift of inputs is measured against what comes now"
-            )
+            self._renewed("it was asked for")
         if self._on:
             self._look(now, learner)
         found = self._drift.report()
@@ -180,11 +186,12 @@ class Watching:
                 self._current = current, read_manifest(self._releases / str(current)).snapshot
         return self._current[1] if current == self._current[0] else ""
 
-    def snapshot_taken(self, learner: Learner) -> None:
-        """What may be released from it is what is looked with from now on."""
+    def snapshot_taken(self, learner: Learner, encoder: Encoder) -> None:
+        """encoder: what may be released from it, a challenger's perhaps; it is looked with from now on."""
+        requests.done(self._folder, requests.RENEWAL)
         if not self._on:
             return
-        encoder, s = learner.released(), self._stats
+        s = self._stats
         held = learner.windows(most(encoder), held=True)
         found = report(encoder, self._newest, held, self._shape)
         for name in (f.name for f in fields(Report)):
@@ -200,7 +207,7 @@ class Watching:
     # -- snapshots ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
-        return {DRIFT + name: value for name, value in self._drift.state_dict().items()}
+        return {f"{DRIFT}.{name}": value for name, value in self._drift.state_dict().items()}
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Beside the learner's own."""
@@ -209,7 +216,8 @@ class Watching:
             yield REFERENCE_FILE, safetensors.numpy.save(arrays)
 
     def restore(self, tensors: Mapping[str, npt.NDArray[Any]], folder: Folder) -> None:
-        of_drift = {k: v for k, v in tensors.items() if k.startswith(DRIFT)}
-        self._drift.load_state_dict({k[len(DRIFT) :]: v for k, v in of_drift.items()})
+        if requests.under_way(self._folder, requests.RENEWAL):
+            return  # its reference was renewed since
+        self._drift.load_state_dict(under(tensors, DRIFT))
         if REFERENCE_FILE in folder.files:
             self._watch.restore(Windows.of_arrays(folder.tensors(REFERENCE_FILE)))

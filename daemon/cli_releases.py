@@ -1,7 +1,7 @@
 """The commands on releases, and on what they are measured against."""
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ from actors import requests
 from actors.requests import Request
 from actors.served import REFUSED, current_release, numbers, read_manifest, read_release, served
 from daemon.cli import ConfigOption, JsonOption, app, err, fetch_status, load_settings, out, say
+from daemon.settings import Settings
 from schemas.errors import AfreshError, ReleaseError
 
 SNAPSHOT_S = 15.0
@@ -136,7 +137,7 @@ def reference(config: ConfigOption) -> None:
     out.print("The next records are the new reference of each field.")
 
 
-def _snapshot(settings: Any, timeout_s: float) -> None:
+def _snapshot(settings: Settings, timeout_s: float) -> None:
     """Asks the learner for one, and waits a while: it makes none where nothing was learnt since the last."""
 
     def newest() -> str:
@@ -148,7 +149,7 @@ def _snapshot(settings: Any, timeout_s: float) -> None:
         time.sleep(0.2)
 
 
-def _ask(settings: Any, request: Any, timeout_s: float) -> None:
+def _ask(settings: Settings, request: Request, timeout_s: float) -> None:
     """Hands it to the publisher of the running daemon. Raises AfreshError where none takes it."""
 
     def dealt_with() -> int:

@@ -35,7 +35,7 @@ class ReactionsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renew_reference: bool = False
     """After an alarm, once the learner has learnt from the changed world: what comes next is the reference."""
     renew_after_s: Annotated[float, Meta(gt=0)] = 3600.0
-    """... so long without a pause or too many dead letters."""
+    """... so long without too many dead letters, and embeddings are still others."""
     adapt_normalisation: bool = False
     """After a field has moved: mean and scale of what came last, kept only if entities then find themselves better."""
     pause: bool = True
@@ -99,7 +99,8 @@ def react(config: ReactionsConfig, state: State, seen: Seen) -> tuple[State, Dec
         if since is not None and poisoned:
             since, updates = now, seen.updates
         if since is not None and now - since >= c.renew_after_s and seen.updates > updates:
-            began.append("renew_reference")
+            if seen.embeddings:  # else it was chance, or has passed
+                began.append("renew_reference")
             since = None
     if c.adapt_normalisation and seen.inputs and not state.inputs:
         began.append("adapt_normalisation")

@@ -42,6 +42,7 @@ class Axes:
     mean: F32  # [D]
     axes: F32  # [D, 2]
     centres: F32  # [C, D], of clusters
+    reach: float  # of the farthest along them, which is drawn at the edge
 
     def on(self, vectors: F32) -> F32:
         return np.asarray((vectors - self.mean) @ self.axes, np.float32)
@@ -85,9 +86,7 @@ class Scatter:
         ):
             self._axes = old = best
         colour, legend = coloured(found, old)
-        at = old.on(found.vectors)
-        reach = float(np.abs(at).max()) or 1.0
-        at = np.rint(at / reach * 1000)
+        at = np.rint(old.on(found.vectors) / old.reach * 1000).clip(-1000, 1000)
         points = np.column_stack([at, colour]).astype(int)
         shown = round(old.shown(found.vectors), 3)
         return {"points": points.tolist(), "legend": legend, "shown": shown}
@@ -99,7 +98,9 @@ def fitted(found: Sample) -> Axes:
     _, vectors = np.linalg.eigh(centred.T @ centred)
     axes = vectors[:, -1:-3:-1]
     axes = axes * np.sign(axes[np.abs(axes).argmax(0), [0, 1]])  # eigenvectors come with any sign
-    return Axes(found.generation, mean, axes.astype(np.float32), _centres(found.vectors))
+    axes = axes.astype(np.float32)
+    reach = float(np.abs((found.vectors - mean) @ axes).max()) or 1.0
+    return Axes(found.generation, mean, axes, _centres(found.vectors), reach)
 
 
 def _centres(vectors: F32, rounds: int = 10) -> F32:

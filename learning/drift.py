@@ -24,6 +24,9 @@ REFERENCE = 10_000
 WINDOW = 5_000
 """... and of now: so many records ago one counts half."""
 
+LEAST = 500
+"""... and of now, before anything is said: of fewer, bins that are empty by chance look like a shift."""
+
 INTERVAL = "inter-arrival"
 """The column behind a stream's numbers: log of the seconds since the entity's record before, 1 added."""
 
@@ -78,7 +81,8 @@ class InputDrift:
 
     @property
     def ready(self) -> bool:
-        return self._seen >= REFERENCE and bool(self._now.any())
+        """Every record is in one bin of each field."""
+        return self._seen >= REFERENCE and float(self._now[0].sum()) >= LEAST
 
     def add(self, rows: Rows) -> None:
         """N records, as they came."""

@@ -37,8 +37,8 @@ class MmdDrift:
         self.begin()
 
     def begin(self) -> None:
-        """The window begins anew, as after an alarm."""
-        self._window, self._batches, self._left = np.zeros(R), 0, 0.0
+        """The window begins anew, as after an alarm: of no batches yet."""
+        self._window, self.batches, self._left = np.zeros(R), 0, 0.0
 
     def update(self, batch: F32) -> float | None:
         """The statistic after one more batch: 0 on average without a change, the squared discrepancy where there is
@@ -52,11 +52,11 @@ class MmdDrift:
 
     def step(self, mean_R: F64) -> float | None:
         """`update` by the mean of the batch's features."""
-        self._batches += 1
-        weight = _weight(self._batches)
+        self.batches += 1
+        weight = _weight(self.batches)
         self._window = (1.0 - weight) * self._window + weight * mean_R
         self._left = (1.0 - weight) ** 2 * self._left + weight**2
-        if self._batches < FILLED:
+        if self.batches < FILLED:
             return None
         noise = self._variance * (1.0 / self._n + self._left / BATCH)
         apart: float = np.square(self._window - self._mean).sum()
@@ -101,7 +101,7 @@ def _threshold(features: F64, run_length: float, rng: np.random.Generator) -> fl
         level = (low + above) / 2
         waited, ended = _until(peaks, level)
         low, above = (level, above) if waited < run_length * ended else (low, level)
-    return (low + above) / 2
+    return max((low + above) / 2, 1e-12)  # of a reference that is one vector all are 0
 
 
 def _resplit(along: F32, rng: np.random.Generator) -> F32:

@@ -8,7 +8,7 @@ import numpy as np
 
 from learning.encoders.base import Encoder
 from learning.kinds.events import subset
-from learning.mmd import BATCH, MmdDrift
+from learning.mmd import BATCH, FILLED, MmdDrift
 from learning.student import embed
 from schemas.records import F32, I64, Bool, Windows
 from schemas.stream import NEIGHBOUR
@@ -17,7 +17,8 @@ REFERENCE = 2048  # windows
 LEAST = 256  # ... where they are large
 REFERENCE_BYTES = 16 << 20
 RUN_LENGTH = 500.0  # batches to a false alarm, on average
-RECENT, ENOUGH = 8, 4  # batches that were looked at last, for a second opinion; so many it needs
+RECENT = FILLED  # batches that were looked at last: they fill the window of another release
+ENOUGH = 4  # ... of which a second opinion needs so many
 
 
 class Sample(NamedTuple):
@@ -34,11 +35,11 @@ class EmbeddingWatch:
     def __init__(self, seed: int, *, nodes: bool = False) -> None:
         self._seed, self._nodes = seed, nodes
         self.alarms = 0
-        self.ratio = float("nan")  # of the statistic to its threshold
         self.renew()
 
     def renew(self) -> None:
         """What comes next is the reference."""
+        self.ratio = float("nan")  # of the statistic to its threshold
         self._parts: list[Windows] = []
         self._detector: MmdDrift | None = None
         self._encoder: Encoder | None = None
@@ -72,15 +73,22 @@ class EmbeddingWatch:
         self._waiting = subset(both, np.arange(max(len(both) - BATCH, 0), len(both)))
 
     def serve(self, encoder: Encoder) -> None:
-        """A new release: the reference is encoded anew, and the window begins anew."""
+        """A new release: the reference is encoded anew, and so is what was looked at since the last alarm: a window
+        that began anew would of a slow stream not be full before the next release."""
         self._encoder = encoder
         if not self.complete:
             return
         self._parts = [subset(Windows.concat(self._parts), np.arange(self._wanted))]
         rng = np.random.default_rng(self._seed)
-        self._recent.clear()
+        since = self._detector.batches if self._detector is not None else 0
+        self._recent = deque(
+            (Sample(s.windows, self._vectors(s.windows)) for s in self._recent), RECENT
+        )
         self._reference_z = self._vectors(self._parts[0])
         self._detector = MmdDrift(self._reference_z, RUN_LENGTH, rng)
+        for sample in list(self._recent)[-since:] if since else ():
+            if len(sample.windows) == BATCH:  # of a smaller one somebody was deleted
+                self._detector.update(sample.vectors)
 
     def look(self) -> bool:
         """Encodes a batch of what came, if there is one. Whether that is an alarm."""

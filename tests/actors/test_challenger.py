@@ -63,6 +63,11 @@ def weights(learn: Learn) -> dict[str, torch.Tensor]:
     return learn._learner.encoder.state_dict()
 
 
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    theirs = b.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in a.state_dict().items())
+
+
 def test_it_learns_beside_and_takes_the_place_of_the_first(lab: Lab) -> None:
     lab.snapshot()
     lab.released()
@@ -76,6 +81,8 @@ def test_it_learns_beside_and_takes_the_place_of_the_first(lab: Lab) -> None:
     before = champion.updates
     lab.snapshot()
     assert Folder.open(folders(lab.root / "learner")[0]).meta["challenger"]
+    offered = lab.learn.stats().snapshot
+    assert same(lab.learn._watching._ages[offered]._encoder, challenger.ema), "what may be served"
     assert lab.learn._learner is champion, "nobody has said yet that it passes"
     lab.released()
     assert lab.learn._learner is challenger

@@ -12,7 +12,7 @@ from kafka import KafkaConsumer, KafkaProducer
 from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig
 from actors.decode import DecodeConfig
-from actors.labels import LabelPorts, Labels, LabelsConfig, known
+from actors.labels import AGAIN_S, RENEW_S, LabelPorts, Labels, LabelsConfig, known
 from actors.processes import Spec, open_labels
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
@@ -166,6 +166,33 @@ def test_who_is_deleted_is_known_no_more(service: Service) -> None:
     left = known(service.folder)
     assert len(left) == 48
     assert not {category_hash("p7"), category_hash("p8")} & set(left)
+
+
+def test_a_redis_that_is_being_filled_again_makes_nobody_forgotten(service: Service) -> None:
+    service.serve()
+    service.say(range(60))
+    service.now += 1000.0
+    emptied = dict(service.server.entities)
+    service.server.entities.clear()
+    service.server.entities |= {key: emptied[key] for key in list(emptied)[:20]}
+    service.say(range(60, 64))
+    assert service.labels.stats().known == 60
+    assert service.labels.stats().labels == {"taken": 60, "no_vector": 0, "bad": 0}, "they wait"
+    service.server.entities |= emptied
+    service.now += AGAIN_S
+    service.turn()
+    assert service.labels.stats().known == 64
+
+
+def test_whoever_stays_away_is_gone(service: Service) -> None:
+    service.serve()
+    service.say(range(60))
+    for name in range(50):
+        del service.server.entities[1, f"p{name}"]
+    for _ in range(3):
+        service.now += RENEW_S
+        service.turn()
+    assert service.labels.stats().known == 10
 
 
 def test_the_gate_reads_what_was_saved_last(service: Service) -> None:

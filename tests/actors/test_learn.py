@@ -12,7 +12,7 @@ from actors.candidate import ENCODER_FILE, RESIDENT_FILE, ReleaseConfig
 from actors.folders import Folder, folders, write_folder
 from actors.learn import Learn, Part
 from actors.orders import Orders
-from actors.requests import ADAPTATION, ask_learner
+from actors.requests import ADAPTATION, RENEWAL, ask_learner
 from actors.served import set_current
 from learning.config import LearnerConfig, ReplayConfig
 from schemas.errors import SnapshotError
@@ -293,6 +293,28 @@ def test_with_another_encoder_it_begins_anew_from_what_it_remembers(
     assert second.stats().received == 40
 
 
+def test_a_shorter_window_takes_the_newest_rows_of_what_was_kept_and_of_what_comes(
+    tmp_path: Path,
+) -> None:
+    """Rings stay as long as what is served needs them, until its generation has gone."""
+    first = learn(tmp_path)
+    first.offer([part(5)])
+    turns = iter([False] * 4 + [True])
+    first.run(lambda: next(turns))
+    short = msgspec.structs.replace(ENCODER, window=4)
+    second = learn(tmp_path, epoch=2, encoder=short, held_out_share=0.0)
+    later = part(9, seed=1)
+    second.offer([later])
+    assert second.turn()
+    kept = second._learner.windows(100, held=False)
+    assert np.diff(kept.offsets).max() == 4
+    for entity, end in zip(later[2].entity, later[2].offsets[1:], strict=True):
+        (at,) = np.flatnonzero(kept.entity == entity)
+        lo, hi = kept.offsets[at : at + 2]
+        newest = later[2].rows.position[end - (hi - lo) : end]
+        np.testing.assert_array_equal(kept.rows.position[lo:hi], newest)
+
+
 # -- what it says of the stream and of itself -------------------------------------------------------
 
 
@@ -339,6 +361,30 @@ def test_an_update_is_measured_now_and_then(tmp_path: Path) -> None:
     assert s.weight_norm > 0.0
     assert 0.0 < s.update_ratio < 0.1
     assert s.scalar_alarms == {"loss": 0, "gradient_norm": 0}
+
+
+def test_a_renewed_reference_outlives_a_restart_before_the_next_snapshot(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock, release=NEVER, **STEADY)
+    fed(learner, clock, 1)
+    learner._snapshot()
+    fed(learner, clock, 2)
+    s = learner.stats()
+    assert np.isfinite(s.changes.accuracy) and np.isfinite(s.changes.share_change)
+    ask_learner(tmp_path, RENEWAL)
+    clock.now += 2.0
+    learner.turn()
+    assert np.isnan(s.changes.share_change), "that was another reference"
+
+    def known(of: Learn) -> tuple[int, bool]:
+        return of._watching._drift._seen, of._watching._watch.complete
+
+    assert known(learner) == (0, False)
+    assert known(learn(tmp_path, epoch=2)) == (0, False), "killed"
+    learner.offer([part(9999, seed=5)])
+    learner._snapshot()
+    seen = known(learner)
+    assert known(learn(tmp_path, epoch=3)) == seen and seen[0] > 0, "it is in the snapshot now"
 
 
 def test_nodes_are_watched_as_they_are(tmp_path: Path) -> None:
@@ -459,6 +505,10 @@ def test_a_normaliser_that_would_not_help_is_left(tmp_path: Path) -> None:
     learner.offer([part(5, entities=400)])
     learner.turn()
     ask_learner(tmp_path, ADAPTATION)
+    learner.orders = Orders(paused=True)
+    learner.turn()
+    assert (tmp_path / ADAPTATION).exists(), "what came last may be poison: it waits"
+    learner.orders = Orders()
     learner.turn()
     assert not (tmp_path / ADAPTATION).exists()
     assert not names(tmp_path)

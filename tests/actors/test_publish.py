@@ -194,6 +194,7 @@ def test_a_snapshot_that_cannot_be_exported_keeps_the_old_one(service: Service) 
     service.turns()
     assert service.current == 1
     assert service.publish.stats().refused == {"export": 1}
+    assert service.publish.stats().gate_values == {}, "none was measured"
     service.release(2)
     assert service.current == 2
 
@@ -212,6 +213,17 @@ def test_it_waits_until_no_group_carries_an_older_one(service: Service) -> None:
     service.publish.oldest_release = 2
     service.turns()
     assert service.current == 3
+
+
+def test_over_months_it_remembers_those_on_disk_alone(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.publish.KEEP", 2)
+    service.start(keep_redis=2)
+    for number in range(4):
+        service.release(number)
+    there = {int(path.name) for path in (service.root / "releases").glob("[0-9]*")}
+    assert there == {1, 3, 4} == set(service.publish._manifests)
 
 
 def test_redis_keeps_the_newest_and_the_disk_follows(

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from actors.candidate import GenerationConfig, ReleaseConfig
 from actors.folders import Folder
@@ -55,6 +57,7 @@ def test_what_is_far_from_the_served_one_opens_a_generation(
     manifest = service.manifest(2)
     assert manifest.overlap_previous is not None, "why it was opened is in its manifest"
     assert not [g for g in manifest.gates if g.name.startswith("overlap")]
+    assert np.isnan(service.publish.stats().overlap_cosine), "the first has none to compare with"
     fill(service)
     assert state(service) == Served(2, 2, left_us={1: int(1e15)})
     assert database.hget(current_key(stream), "generation") == b"2"
@@ -162,6 +165,46 @@ def test_a_damaged_one_is_given_up(service: Service) -> None:  # noqa: F811
     set_served(releases, replace(state(service), next=2, generation=2))
     assert usable_release(releases) == 1
     assert state(service) == Served(1, 1, left_us={2: 0})
+
+
+def test_a_redis_that_is_down_holds_it_up_and_is_told_of_once(
+    service: Service,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def down(*_: object) -> None:
+        raise SinkDown("no answer")
+
+    opened(service)
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(service.sink, "set_current", down)
+        fill(service)
+        service.turns(5)
+    assert [line["event"] for line in logs] == ["generation_not_served"]
+    service.turns(2)
+    assert state(service).release == 2
+
+
+def test_what_one_removal_has_passed_another_has_still_to_look_at(
+    service: Service,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A generation becomes due while another is being removed."""
+    asked = list[tuple[int, int]]()
+
+    def drop(generation: int, cursor: int) -> int:
+        asked.append((generation, cursor))
+        return cursor + 1
+
+    monkeypatch.setattr(service.sink, "drop_generation", drop)
+    opened(service)
+    fill(service)
+    now = state(service)
+    set_served(service.root / "releases", replace(now, left_us={1: now.left_us[1], 5: 0}))
+    service.turns(1)
+    service.publish._wall = lambda: 1e9 + 100.0
+    service.turns(1)
+    first = dict(reversed(asked))
+    assert first == {5: 0, 1: 0}
 
 
 def test_a_full_disk_holds_it_up(

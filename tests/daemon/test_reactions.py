@@ -92,8 +92,16 @@ def test_the_reference_is_renewed_after_an_alarm_and_with_learning_alone(seen: l
     renewed = [at for at, d in enumerate(decisions) if "renew_reference" in d.began]
     assert len(renewed) <= seen[-1].alarms
     for at in renewed:
+        assert seen[at].embeddings
         assert seen[at].updates > seen[0].updates
         assert seen[at].now - seen[0].now >= ALL.renew_after_s
+
+
+@pytest.mark.parametrize(("still", "begun_"), [(True, ["renew_reference"]), (False, [])])
+def test_an_alarm_by_chance_renews_nothing(still: bool, begun_: list[str]) -> None:
+    config = ReactionsConfig(renew_reference=True)
+    last = Seen(1.0 + config.renew_after_s, alarms=1, embeddings=still, updates=9)
+    assert begun(run(config, [Seen(0.0), Seen(1.0, alarms=1, embeddings=True), last])) == begun_
 
 
 @given(histories())

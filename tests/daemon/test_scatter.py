@@ -62,6 +62,17 @@ def test_who_does_not_move_stays_where_it_was() -> None:
     np.testing.assert_array_equal(after[0], after[1])
 
 
+def test_one_that_goes_far_away_moves_nobody_else() -> None:
+    known = Known()
+    before = looked(known)
+    moved = known.found.vectors.copy()
+    moved[0] *= 2.0
+    known.found = known.found._replace(vectors=moved)
+    after = looked(known)
+    np.testing.assert_array_equal(after[1:], before[1:])
+    assert np.abs(after[0]).max() <= 1000, "at the edge"
+
+
 def test_axes_that_show_little_are_chosen_anew_as_are_those_of_another_generation() -> None:
     known = Known()
     first = looked(known)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from learning.drift import INTERVAL, REFERENCE, WINDOW, InputDrift, newest
+from learning.drift import INTERVAL, LEAST, REFERENCE, WINDOW, InputDrift, newest
 from schemas.records import Rows
 from schemas.stream import Shape
 from tests.learning.streams import random_windows
@@ -39,8 +39,24 @@ def test_there_is_nothing_to_say_before_the_reference_is_complete() -> None:
     assert drift.report() == {}
     drift.add(rows(rng, 1))
     assert drift.report() == {}, "nothing came after it"
-    drift.add(rows(rng, 1))
+    drift.add(rows(rng, LEAST - 1))
+    assert drift.report() == {}, "hardly anything"
+    drift.add(rows(rng, LEAST // 10))
     assert set(drift.report()) == set(NAMES)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_that_is_said_of_a_stream_that_stays_the_same_is_no_shift(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    every = rows(rng, REFERENCE + LEAST + 60, shops=400)
+    rare = rng.random(len(every)) < 0.9
+    every.categories[rare] = 7 * 10**12  # one shop has nearly all, hundreds share the rest
+    drift = InputDrift(NAMES, 2)
+    for lo in range(0, len(every), 100):
+        drift.add(every.take(slice(lo, lo + 100)))
+    found = drift.report()
+    assert set(found) == set(NAMES)
+    assert max(field.psi for field in found.values()) < 0.25
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -171,7 +187,7 @@ def test_the_time_between_records_is_that_of_a_windows_last_two() -> None:
 def test_where_no_entity_has_two_records_in_a_window_nothing_is_said_of_the_time_between() -> None:
     rng = np.random.default_rng(10)
     drift = InputDrift(("amount", "empty", INTERVAL, "shop"), 3)
-    parts = rows(rng, REFERENCE + 1)
+    parts = rows(rng, REFERENCE + LEAST + 60)
     parts.numbers = np.column_stack([parts.numbers, np.full(len(parts), np.nan, np.float32)])
     drift.add(parts)
     assert set(drift.report()) == {"amount", "empty", "shop"}

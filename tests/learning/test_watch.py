@@ -72,10 +72,35 @@ def test_a_change_is_an_alarm_and_a_new_release_is_none(
     assert watch.alarms > 0
 
 
+def test_a_slow_stream_is_judged_though_releases_come_before_a_window_is_full(
+    watch: EmbeddingWatch, rng: np.random.Generator
+) -> None:
+    for release in range(2):
+        assert looked(watch, rng, FILLED // 2, 0.0) == 0
+        watch.serve(encoder(2 + release))
+    assert watch.ratio < 1.0
+    assert looked(watch, rng, FILLED, 3.0) > 0
+    alarms = watch.alarms
+    watch.serve(encoder(1))
+    assert looked(watch, rng, 1, 3.0) == 0 and watch.alarms == alarms, "once said, it begins anew"
+
+
+def test_a_collapse_to_one_vector_is_survived(rng: np.random.Generator) -> None:
+    made, flat = EmbeddingWatch(0), encoder(1)
+    torch.nn.init.zeros_(flat.out.weight)
+    made.add(windows(rng, REFERENCE))
+    made.serve(flat)
+    assert looked(made, rng, FILLED + 1, 3.0) == 0
+    assert abs(made.ratio) < 1.0
+
+
 def test_a_renewed_reference_takes_now_for_normal(
     watch: EmbeddingWatch, rng: np.random.Generator
 ) -> None:
+    looked(watch, rng, FILLED, 3.0)
+    assert watch.ratio > 1.0
     watch.renew()
+    assert np.isnan(watch.ratio), "of the reference before"
     watch.add(windows(rng, REFERENCE, 3.0))
     watch.serve(encoder(1))
     assert looked(watch, rng, 30, 3.0) == 0
@@ -124,7 +149,10 @@ def test_for_a_second_opinion_it_has_the_reference_and_what_was_looked_at_last(
     assert len(lately.windows) == len(lately.vectors) == RECENT * BATCH
     np.testing.assert_allclose(lately.vectors, embed(encoder(1), lately.windows).numpy(), atol=1e-6)
     watch.serve(encoder(2))
-    assert watch.samples() is None, "of another encoder"
+    (reference, again) = watch.samples() or (None, None)
+    assert reference is not None and again is not None
+    assert again.windows.entity.tolist() == lately.windows.entity.tolist()
+    np.testing.assert_allclose(again.vectors, embed(encoder(2), lately.windows).numpy(), atol=1e-6)
 
 
 def test_the_deleted_leave_what_is_kept_of_them(
