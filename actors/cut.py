@@ -3,7 +3,7 @@ images, pixels of other sides."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -256,8 +256,8 @@ def set_learner_aside(root: Path, stream: StreamConfig) -> Path | None:
     file = folder / FIELDS
     aside = None
     if file.exists() and file.read_text() not in known:  # without a side: as it once was written
-        n = 1 + sum(1 for _ in root.glob("learner.before-*"))
-        aside = folder.rename(root / f"learner.before-{n}")
+        before = (root / f"learner.before-{n}" for n in count(1))
+        aside = folder.rename(next(path for path in before if not path.exists()))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_file(file, now.encode())
     return aside

@@ -380,8 +380,10 @@ class Learn:
 
     def _restore(self, folder: Folder) -> bool:
         tensors = safetensors.torch.load(folder.read(STATE_FILE))
-        self._watching.restore({k: v.numpy() for k, v in tensors.items()}, folder)
         saved = json.loads(folder.read(JSON_FILE))
+        alike = saved["encoder"].get("window") == self._learner.encoder_config.window
+        arrays = {k: v.numpy() for k, v in tensors.items()}
+        self._watching.restore(arrays, folder, alike=alike or self._learner.shape.unit == "image")
         if changed_encoder(self._learner, saved):
             log.warning(
                 "learner_begins_anew", next="from what it remembers, for another generation"

@@ -215,9 +215,14 @@ class Watching:
             arrays = {k: np.ascontiguousarray(v) for k, v in reference.arrays().items()}
             yield REFERENCE_FILE, safetensors.numpy.save(arrays)
 
-    def restore(self, tensors: Mapping[str, npt.NDArray[Any]], folder: Folder) -> None:
+    def restore(
+        self, tensors: Mapping[str, npt.NDArray[Any]], folder: Folder, *, alike: bool
+    ) -> None:
+        """alike: windows are as long as they were; else those that come would be no longer like the reference."""
         if requests.under_way(self._folder, requests.RENEWAL):
             return  # its reference was renewed since
         self._drift.load_state_dict(under(tensors, DRIFT))
-        if REFERENCE_FILE in folder.files:
+        if REFERENCE_FILE in folder.files and not alike:
+            log.warning("reference_renewed", why="encoder.window is another one")
+        elif REFERENCE_FILE in folder.files:
             self._watch.restore(Windows.of_arrays(folder.tensors(REFERENCE_FILE)))

@@ -124,7 +124,7 @@ class EmbeddingWatch:
         self._parts = [subset(p, np.flatnonzero(k)) for p, k in zip(self._parts, kept, strict=True)]
         if complete:
             self._wanted = sum(map(len, self._parts))
-            if self._wanted < LEAST:
+            if self._wanted < LEAST // 2:  # where they are large it had no more from the start
                 self.renew()
                 return
         if self._reference_z is not None:

@@ -387,6 +387,16 @@ def test_a_renewed_reference_outlives_a_restart_before_the_next_snapshot(tmp_pat
     assert known(learn(tmp_path, epoch=3)) == seen and seen[0] > 0, "it is in the snapshot now"
 
 
+def test_windows_of_another_length_have_another_reference(tmp_path: Path) -> None:
+    clock = FakeClock()
+    learner = learn(tmp_path, clock, release=NEVER, **STEADY)
+    fed(learner, clock, 1)
+    learner._snapshot()
+    longer = msgspec.structs.replace(ENCODER, window=2 * ENCODER.window)
+    assert learn(tmp_path, epoch=2)._watching._watch.complete
+    assert not learn(tmp_path, epoch=3, encoder=longer)._watching._watch.complete
+
+
 def test_nodes_are_watched_as_they_are(tmp_path: Path) -> None:
     clock, rng = FakeClock(), np.random.default_rng(0)
     config = msgspec.structs.replace(EDGES, batch_entities=128, updates_per_record=1.0)

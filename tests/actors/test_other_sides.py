@@ -154,3 +154,9 @@ def test_a_learner_of_another_side_or_other_fields_is_set_aside(tmp_path: Path) 
     aside = set_learner_aside(tmp_path, wider)
     assert aside is not None and (aside / "1-1").exists() and not (learner / "1-1").exists()
     assert set_learner_aside(tmp_path, wider) is None
+    again = set_learner_aside(tmp_path, stream)
+    aside.rename(tmp_path / "away")  # an operator's hand
+    for each in (wider, stream):
+        assert again is not None
+        again = set_learner_aside(tmp_path, each)
+    assert len(list(tmp_path.glob("learner.before-*"))) == 3

@@ -179,7 +179,7 @@ def test_the_deleted_leave_what_is_kept_of_them(
 def test_a_reference_of_which_hardly_any_is_left_begins_anew(watch: EmbeddingWatch) -> None:
     kept = watch.reference()
     assert kept is not None
-    watch.forget(kept.entity[: REFERENCE - LEAST + 1])
+    watch.forget(kept.entity[: REFERENCE - LEAST // 2 + 1])
     assert not watch.complete
     assert watch.samples() is None
 
