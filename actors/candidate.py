@@ -113,6 +113,11 @@ class Workshop:
             self._loaded.clear()
 
     def _build(self, snapshot: Folder, order: Order, served: Manifest | None) -> Manifest:
+        # before what takes long: the learner keeps its newest two snapshots
+        weights = snapshot.read(ENCODER_FILE)
+        resident = Windows.of_arrays(snapshot.tensors(RESIDENT_FILE))
+        held_out = Windows.of_arrays(snapshot.tensors(HELD_OUT_FILE))
+
         import safetensors.torch  # not above: shards and commands import this file, and need no torch
         import torch
 
@@ -121,9 +126,7 @@ class Workshop:
 
         torch.set_num_threads(1)
         encoder = build(self._encoder, self._stream.shape)
-        encoder.load_state_dict(safetensors.torch.load(snapshot.read(ENCODER_FILE)))
-        resident = Windows.of_arrays(snapshot.tensors(RESIDENT_FILE))
-        held_out = Windows.of_arrays(snapshot.tensors(HELD_OUT_FILE))
+        encoder.load_state_dict(safetensors.torch.load(weights))
         number, generation, overlaps = order.number, order.newest + 1, Overlaps()
         if served is not None and self._comparable(served):
             overlaps = self._brought_close(encoder, resident, held_out, served, order.first)

@@ -169,7 +169,7 @@ class Publish:
         try:
             requests.hold(self._releases, f"rolled back to {release}")
             if now.next:
-                give_up(self._releases)
+                self._give_up()
             if manifest.generation == self._manifest(now.release).generation:
                 with suppress(SinkDown):
                     self._put(release, needed=True)
@@ -268,6 +268,11 @@ class Publish:
         set_served(self._releases, opened)
         log.info("generation_filled", release=manifest.release, generation=generation)
 
+    def _give_up(self) -> None:
+        """It is removed once shards have noticed: what they still write would stay, whoever is deleted later."""
+        grace_us = self._config.generation.grace_s * 1e6
+        give_up(self._releases, int(self._wall() * 1e6 - grace_us + AGAIN_US))
+
     def _ahead(self, told: Current | None) -> bool:
         """Whether readers follow the release that is being filled: we were killed in the middle, or the disk was
         full."""
@@ -298,7 +303,7 @@ class Publish:
             return
         except ReleaseError as error:
             log.error("release_damaged", release=now.next, reason=str(error), next="given up")
-            give_up(self._releases)
+            self._give_up()
             return
         self._announced, self.filled, self._held_up = 0, 0, False
         log.warning("generation_served", generation=new.generation, release=new.release)

@@ -55,11 +55,11 @@ def set_served(releases: Path, new: Served) -> None:
     write_file(releases / CURRENT, " ".join(words).encode())
 
 
-def give_up(releases: Path) -> None:
-    """What was being filled is of no use to anybody."""
+def give_up(releases: Path, left_us: int = 0) -> None:
+    """What was being filled is of no use to anybody. left_us: as of when it counts as left; 0: it goes at once."""
     now = served(releases)
-    left_us = {**now.left_us, now.generation: 0}
-    set_served(releases, replace(now, next=0, generation=0, left_us=left_us))
+    left = {**now.left_us, now.generation: left_us}
+    set_served(releases, replace(now, next=0, generation=0, left_us=left))
 
 
 def current_release(releases: Path) -> int:

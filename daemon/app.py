@@ -297,7 +297,7 @@ class App:
         if "publisher" in self._children and len(groups) == self._groups:
             tags = [g.oldest_release for g in groups if g.oldest_release]
             # what a process that has died had filled, its successor has still to look at
-            live = all(child.status is not None for child in self._shards())
+            live = all(c.status is not None and c.status.stats for c in self._shards())
             filled = min(g.filled for g in groups) if live and groups else 0
             handle = self._children["publisher"].handle
             handle.tell("groups", min(tags, default=0), filled)

@@ -201,6 +201,7 @@ def _status_table(found: dict[str, Any]) -> Table:
             else []
         ),
         ("updates", f"{learner.get('updates', 0):,}, loss {_short(learner.get('loss'))}"),
+        *([("learning", "paused: what comes looks poisoned")] if found["learning_paused"] else []),
         ("effective rank", _short(learner.get("effective_rank"))),
         ("restarts", ", ".join(f"{k} {v}" for k, v in found["restarts"].items())),
     ]

@@ -138,6 +138,7 @@ class Page:
             "groups": sorted(groups, key=lambda group: group["group"]),
             "releases": self._releases.told(),
             "held": s.publisher.held if s.publisher is not None else "",
+            "paused": s.learning_paused,
             "letters": letters,
             "changes": s.learner.changes if s.learner is not None else Changes(),
             "restarts": s.restarts,

@@ -126,7 +126,7 @@ def _groups(ended: list[GroupStats], live: list[GroupStats]) -> list[GroupStats]
     for number, group in sorted((before | now).items()):
         changed: dict[str, Any] = {}
         if number not in now:
-            changed["phase"] = "starting"
+            changed |= {"phase": "starting", "filled": 0}
         elif (old := before.get(number)) is not None:
             changed = {n: getattr(old, n) + getattr(group, n) for n in GROUP_COUNTS}
             changed |= {n: max(getattr(old, n), getattr(group, n)) for n in GROUP_HIGHEST}

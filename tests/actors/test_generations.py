@@ -1,5 +1,6 @@
 """Another generation is filled beside the one that is served, and taken up when every entity is in it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from actors.cut import columns, wide
 from actors.encode import Release
 from actors.refill import Refill
-from actors.served import Served, served, set_served
+from actors.served import Served, numbers, served, set_served, usable_release
 from actors.shard import Shard
 from learning.config import GruConfig
 from schemas.errors import ReleaseError, SettingsError
@@ -147,6 +148,30 @@ def test_a_generation_is_filled_while_the_other_is_served(folder: Path) -> None:
         published(server, 2),
         from_scratch(records + last, folder / "releases" / "3", encoder=WIDE),
     )
+
+
+def test_what_stands_in_for_a_damaged_release_of_another_generation_is_not_removed(
+    folder: Path,
+) -> None:
+    releases = folder / "releases"
+    name(folder, release=NEW, swap=2, left_us={1: 5})
+    (releases / str(NEW)).unlink()
+    assert usable_release(releases) == OLD
+    assert served(releases) == Served(OLD, 3), "generation 1 is left no more"
+
+
+def test_rather_one_of_its_own_generation_stands_in(folder: Path) -> None:
+    releases = folder / "releases"
+    shutil.copytree(releases / str(OLD), releases / "4")
+    (releases / "4" / "encode.onnx").write_bytes(b"")
+    name(folder, release=4, swap=5)
+    assert usable_release(releases) == OLD, "2 and 3 are newer, and of another one"
+
+
+def test_copies_beside_releases_are_none(folder: Path) -> None:
+    for copy in ("5.bak", "2 (copy)", "²", "refused"):
+        (folder / "releases" / copy).mkdir()
+    assert numbers(folder / "releases") == [NEWER, NEW, OLD]
 
 
 def test_a_deletion_reaches_what_readers_follow_while_a_snapshot_holds_the_swap_up(

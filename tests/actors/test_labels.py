@@ -13,7 +13,7 @@ from actors.candidate import ReleaseConfig
 from actors.capacity import StateConfig
 from actors.decode import DecodeConfig
 from actors.labels import AGAIN_S, RENEW_S, LabelPorts, Labels, LabelsConfig, known
-from actors.processes import Spec, open_labels
+from actors.processes import LabelProcess, Spec, open_labels
 from actors.redis_client import RedisConfig
 from actors.redis_sink import RedisSink
 from actors.shard_config import ShardConfig
@@ -211,15 +211,19 @@ def test_the_gate_reads_what_was_saved_last(service: Service) -> None:
     assert len(known(service.folder)) == 3, "the one before"
 
 
+def spec_of(folder: Path, kafka: str, redis: str, stream: str, topic: str) -> Spec:
+    return Spec(
+        stream, str(folder), 1, STREAM, SourceConfig(kafka, ("orders",)), DecodeConfig(), StateConfig(),
+        ShardConfig(), ENCODER, LearnerConfig(), ReleaseConfig(), RedisConfig(url=redis),
+        LabelsConfig(topic, "who", "fraud", "at"),
+    )  # fmt: skip
+
+
 def test_from_kafka_to_redis_and_back(
     tmp_path: Path, kafka: str, redis_server: str, stream: str, topics: Callable[..., str]
 ) -> None:
     topic = topics("labels", partitions=2)
-    spec = Spec(
-        stream, str(tmp_path), 1, STREAM, SourceConfig(kafka, ("orders",)), DecodeConfig(), StateConfig(),
-        ShardConfig(), ENCODER, LearnerConfig(), ReleaseConfig(), RedisConfig(url=redis_server),
-        LabelsConfig(topic, "who", "fraud", "at"),
-    )  # fmt: skip
+    spec = spec_of(tmp_path, kafka, redis_server, stream, topic)
     sink = RedisSink(spec.redis, stream)
     sink.raise_fence(0, 1)
     n = np.ones(100, np.int64)
@@ -245,6 +249,24 @@ def test_from_kafka_to_redis_and_back(
     letters = KafkaConsumer(f"{topic}.dlq", bootstrap_servers=kafka, auto_offset_reset="earliest")
     with closing(letters):
         assert next(letters).value == b"{"
+
+
+def test_a_topic_that_is_not_there_is_waited_for(
+    tmp_path: Path,
+    kafka: str,
+    redis_server: str,
+    stream: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process lives: /healthz would say that the service is unwell as long as it did not."""
+    monkeypatch.setattr("os.nice", lambda _: 0)
+    monkeypatch.setattr("actors.processes.LABELS_S", 0.2)
+    (tmp_path / "epoch-1").touch()
+    process = LabelProcess(spec_of(tmp_path, kafka, redis_server, stream, f"{stream}.no"), 1 << 20)
+    eventually(lambda: process.status().progress > 1)
+    assert process.status().error is None and not process.status().stats.up
+    process.stop()
+    eventually(lambda: process.status().finished)
 
 
 def test_labels_have_a_topic_of_their_own() -> None:

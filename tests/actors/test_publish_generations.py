@@ -1,6 +1,7 @@
 """What cannot be compared with what is served begins another generation; readers go over when it is full."""
 
 import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from actors.requests import Request, ask
 from actors.served import Served, served, set_served, usable_release
 from schemas.errors import SinkDown
 from schemas.published import current_key, encoder_key, entity_key
+from schemas.stream import Field, FieldType
 from tests.actors.test_publish import Service, entries, learned, make, service  # noqa: F401
-from tests.services import ENCODER, STREAM
+from tests.services import ENCODER, STREAM, make_release
 
 APART = GenerationConfig(overlap=0.9999, grace_s=100.0)
 
@@ -270,6 +272,55 @@ def test_back_to_a_release_of_another_generation(
     assert service.manifest(3).generation == 3, "a number is never given again"
 
 
+def test_nobody_goes_back_to_a_release_of_fields_that_are_read_no_more(
+    service: Service,  # noqa: F811
+) -> None:
+    """Shards could not fill it, and no release would ever be made again."""
+    service.release(0)
+    releases = service.root / "releases"
+    other = msgspec.structs.replace(STREAM, field=(Field("what", FieldType.category),))
+    make_release(releases, 2, ENCODER, other, generation=2)
+    service.publish = Publish(
+        service.root, other, ENCODER, ReleaseConfig(), service.sink, 1, lambda: 1e9
+    )
+    before = state(service)
+    ask(releases, Request(rollback=1))
+    service.turns(1)
+    assert state(service) == before and not service.publish.stats().held
+
+
+def test_what_was_removed_of_one_generation_says_nothing_of_the_next(
+    service: Service,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = list[tuple[int, int]]()
+
+    def drop(generation: int, cursor: int) -> int:
+        looked.append((generation, cursor))
+        return cursor + 1
+
+    monkeypatch.setattr(service.sink, "drop_generation", drop)
+    service.release(0)
+    for left in (2, 3):
+        set_served(service.root / "releases", Served(1, 1, left_us={left: 0}))
+        service.turns(1)
+    assert (3, 0) in looked
+
+
+def test_a_served_release_that_is_damaged_meanwhile_is_replaced(service: Service) -> None:  # noqa: F811
+    """Else a shard that starts again has nothing to serve with, and no release is ever made."""
+    start(service, GenerationConfig(overlap=-1.0))
+    service.release(0)
+    service.release(1)
+    assert state(service).release == 2
+    shutil.rmtree(service.root / "releases" / "2")
+    start(service, GenerationConfig(overlap=-1.0))
+    service.turns()
+    assert state(service).release == 3
+    overlap = service.manifest(3).overlap_previous
+    assert overlap is not None and overlap.release == 1, "which was served until then"
+
+
 def test_a_rollback_gives_up_what_was_being_filled(service: Service) -> None:  # noqa: F811
     service.release(0)
     service.release(1)
@@ -279,4 +330,7 @@ def test_a_rollback_gives_up_what_was_being_filled(service: Service) -> None:  #
     ask(service.root / "releases", Request(rollback=1))
     service.turns()
     assert state(service).release == 1 and not state(service).next
-    assert state(service).left_us == {}, "what was written of it is removed at once"
+    assert 2 in state(service).left_us, "shards may still write it, and deletions reach it"
+    service.publish._wall = lambda: 1e9 + 60.0
+    service.turns()
+    assert state(service).left_us == {}, "what was written of it is removed"

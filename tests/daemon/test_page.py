@@ -122,7 +122,7 @@ def release(folder: Path, number: int, ok: bool = True) -> None:
         stream="flights", release=number, generation=1, created_us=number * 10**12, dim=8, window=8,
         entity="e", time="t", time_unit="s", fields=(), numbers=(), categories=(), session_gap_us=1,
         state=8, encode=(), encode_out=(), encode_sha256="", updates=20 * number, gates=(gate,),
-        overlap_previous=Overlap(number - 1, 9, 0.97, 0.8) if number > 1 else None,
+        overlap_previous=Overlap(number - 1, 9, 0.97 if ok else np.nan, 0.8) if number > 1 else None,
     )  # fmt: skip
     write_folder(
         folder if ok else folder / "refused", str(number), [], lambda: msgspec.to_builtins(made)
@@ -183,7 +183,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     release(tmp_path, 2, ok=False)
     set_current(tmp_path, 1)
     now = snapshot(20)
-    now.shards["shard-0"].letters = [LETTER]
+    now.shards["shard-0"].letters, now.learning_paused = [LETTER], True
     with served(tmp_path, now) as found:
         yield found
 
@@ -277,6 +277,7 @@ def test_a_browser_shows_it(address: str, tmp_path: Path) -> None:
         "2 refused",
         "flights [1] @ 77",
         "rolled back to 2",
+        "Nothing is learnt",
         "KLM",
         "84% of the time",
         "airline",

@@ -7,7 +7,7 @@ import pytest
 from actors.candidate import ReleaseConfig
 from daemon.totals import Snapshot, Totals, no_release
 from learning.config import LearnerConfig
-from schemas.stats import LearnerStats, PublisherStats
+from schemas.stats import GroupStats, LearnerStats, PublisherStats, ShardStats
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,12 @@ def test_what_was_asked_for_is_counted_over_restarts() -> None:
     totals.update("publisher", PublisherStats(requests=2), started_anew=False)
     totals.update("publisher", PublisherStats(requests=1), started_anew=True)
     assert totals.get("publisher").requests == 3
+
+
+def test_what_a_process_that_ended_had_filled_its_successor_has_yet_to_look_at() -> None:
+    totals = Totals()
+    full = GroupStats(0, "serving", release=1, filled=2)
+    totals.update("shard-0", ShardStats(groups=[full]), started_anew=False)
+    totals.update("shard-0", ShardStats(), started_anew=True)
+    (group,) = totals.get("shard-0").groups
+    assert (group.phase, group.filled) == ("starting", 0)
