@@ -175,7 +175,7 @@ def test_removed_edges_are_as_if_they_had_never_been(
         found = state.windows(slot)
         if not alive:
             assert not state.totals[slot].any()
-            rows, totals = state.padded(slot, np.ones(1, np.int64))
+            rows, totals = state.padded(slot, state.anchored(slot))
             assert rows.missing.all() and np.isnan(rows.numbers).all() and not totals.any()
             continue
         other = never.windows(np.array([never.index[node]]))

@@ -30,9 +30,9 @@ WINDOWS = st.sampled_from((2, 4, 8, 16))
 def random_edges(n: int, seed: int) -> list[Edge]:
     """Of one node or graph; half of them removals, many late."""
     rng = np.random.default_rng(seed)
-    times = np.arange(n) + rng.integers(0, 12, n)
+    times = np.arange(n) + rng.integers(0, 40, n)
     return [
-        Edge("a", int(t), p, int(rng.integers(3)), int(rng.integers(2)), bool(rng.random() < 0.4))
+        Edge("a", int(t), p, int(rng.integers(5)), int(rng.integers(2)), bool(rng.random() < 0.3))
         for p, t in enumerate(times)
     ]
 

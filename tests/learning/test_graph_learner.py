@@ -201,7 +201,9 @@ def test_with_another_window_it_goes_on_from_the_edges_that_it_has(window):
         for e in (was, kept)
     ]
     np.testing.assert_array_equal(*newest)
-    assert kept.rows.numbers.shape[2] == window and b.learn() is not None
+    assert kept.rows.numbers.shape[2] == window
+    b.receive(circles(rng, 32, 32 * 12))
+    assert b.learn() is not None
 
 
 def test_it_learns_who_writes_to_whom():
