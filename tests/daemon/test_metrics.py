@@ -182,6 +182,7 @@ def test_no_stat_is_forgotten() -> None:
         "publisher.sink_error",
         "shard.floor_us",
         "shard.letters",
+        "shard.named",
         "publisher.requests",
     }
     for where in ("shard", "group", "learner", "publisher"):
