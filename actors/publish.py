@@ -17,7 +17,7 @@ import structlog
 
 from actors import requests
 from actors.candidate import Order, Refused, ReleaseConfig, Workshop
-from actors.cut import columns, wide
+from actors.cut import Columns, Cut, columns, wide
 from actors.folders import Folder, folders
 from actors.lease import refuse_replaced
 from actors.redis_sink import RedisSink
@@ -184,14 +184,14 @@ class Publish:
 
     def _refuse_unfit(self, manifest: Manifest) -> None:
         """Rings are as long and as wide as settings and served release say: a longer window is not there, nor is a
-        field that neither names."""
-        there = columns(wide(self._stream, self._releases))
-        own = {*manifest.numbers, *manifest.categories}
-        if lacking := sorted(own - {*there.numbers, *there.categories}):
+        field that neither names, or a side."""
+        try:
+            Cut.of(Columns.released(manifest), columns(wide(self._stream, self._releases)))
+        except KeyError as lacking:
             raise ReleaseError(
-                f"release {manifest.release} reads {', '.join(map(repr, lacking))}, which records are read for no "
-                "more: name it again under [[stream.field]] and start the daemon anew."
-            )
+                f"release {manifest.release} reads {lacking.args[0]}, which records are read for no more: name it "
+                "again under [stream] and start the daemon anew."
+            ) from None
         widest = max(self._widest, self._manifest(current_release(self._releases)).window)
         if manifest.window > widest:
             raise ReleaseError(

@@ -6,12 +6,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from PIL import Image
 
 from actors.cut import Cut, columns, set_learner_aside, wide
+from actors.encode import Release
 from actors.pixels import pixels_of, resized
 from actors.served import Served, set_served
 from actors.shard import Shard
+from schemas.errors import ReleaseError
 from schemas.records import U8
 from schemas.stream import ImageConfig, StreamConfig
 from tests.actors.test_generations import fill, filled, switch
@@ -102,6 +105,8 @@ def test_pixels_that_are_kept_are_resized_beside_the_old_ones(tmp_path: Path) ->
     shard = gallery.change()
     assert gallery.lab.stream == gallery.after
     assert gallery.kept("e0").shape == (3 * WIDER**2,)
+    with pytest.raises(ReleaseError, match="reads images of 8 × 8 pixels, which rows have no more"):
+        Release.load(tmp_path / "releases" / "1", there=columns(gallery.after))
     gallery.put("e0", 20)
     gallery.check(2, NEW, "e0", pixels_of(gallery.files["e0"], WIDER))
 
