@@ -41,6 +41,9 @@ class EmbeddingWatch:
         """What comes next is the reference."""
         self.ratio = float("nan")  # of the statistic to its threshold
         self._parts: list[Windows] = []
+        self._held = (
+            0  # windows in them: thousands of parts are not counted again with each that comes
+        )
         self._detector: MmdDrift | None = None
         self._encoder: Encoder | None = None
         self._waiting: Windows | None = None
@@ -50,7 +53,7 @@ class EmbeddingWatch:
 
     @property
     def complete(self) -> bool:
-        return sum(map(len, self._parts)) >= self._wanted
+        return self._held >= self._wanted
 
     @property
     def served(self) -> bool:
@@ -68,6 +71,7 @@ class EmbeddingWatch:
                 room = REFERENCE_BYTES * len(windows) // max(windows.nbytes, 1)
                 self._wanted = min(max(room, LEAST), REFERENCE)
             self._parts.append(windows)
+            self._held += len(windows)
             return
         both = windows if self._waiting is None else Windows.concat([self._waiting, windows])
         self._waiting = subset(both, np.arange(max(len(both) - BATCH, 0), len(both)))
@@ -79,6 +83,7 @@ class EmbeddingWatch:
         if not self.complete:
             return
         self._parts = [subset(Windows.concat(self._parts), np.arange(self._wanted))]
+        self._held = self._wanted
         rng = np.random.default_rng(self._seed)
         since = self._detector.batches if self._detector is not None else 0
         self._recent = deque(
@@ -122,8 +127,9 @@ class EmbeddingWatch:
         if all(map(np.all, kept)) and not self._recent and self._waiting is None:
             return
         self._parts = [subset(p, np.flatnonzero(k)) for p, k in zip(self._parts, kept, strict=True)]
+        self._held = sum(map(len, self._parts))
         if complete:
-            self._wanted = sum(map(len, self._parts))
+            self._wanted = self._held
             if self._wanted < LEAST // 2:  # where they are large it had no more from the start
                 self.renew()
                 return
@@ -156,4 +162,5 @@ class EmbeddingWatch:
 
     def restore(self, reference: Windows) -> None:
         self.renew()
-        self._parts, self._wanted = [reference], len(reference)
+        self._parts = [reference]
+        self._held = self._wanted = len(reference)

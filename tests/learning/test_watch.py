@@ -184,6 +184,18 @@ def test_a_reference_of_which_hardly_any_is_left_begins_anew(watch: EmbeddingWat
     assert watch.samples() is None
 
 
+def test_who_is_deleted_from_an_unfinished_reference_is_made_up_for(
+    rng: np.random.Generator,
+) -> None:
+    made, first = EmbeddingWatch(0), windows(rng, BATCH)
+    made.add(first)
+    made.forget(first.entity)
+    for _ in range(REFERENCE // BATCH):
+        assert not made.complete
+        made.add(windows(rng, BATCH))
+    assert made.complete
+
+
 def test_of_nodes_windows_go_that_name_a_deleted_one() -> None:
     made = EmbeddingWatch(0, nodes=True)
     made.add(edges([1, 2, 3], [4, 5, 6], [1, 2, 3]))
