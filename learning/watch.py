@@ -1,12 +1,17 @@
 """The embeddings of what comes, against those of a reference that is kept as it came: raw windows, encoded anew by each
-release, so that a release is no change of the world."""
+release, so that a release is no change of the world.
+
+Nor is a longer history: of each window the newest rows are compared, as many as a window of the reference has at the
+median, without what came before them. Shorter windows are left out."""
 
 from collections import deque
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from learning.encoders.base import Encoder
+from learning.halves import cut
 from learning.kinds.events import subset
 from learning.mmd import BATCH, FILLED, MmdDrift
 from learning.student import embed
@@ -48,6 +53,7 @@ class EmbeddingWatch:
         self._encoder: Encoder | None = None
         self._waiting: Windows | None = None
         self._wanted = REFERENCE
+        self._rows = 0  # of a window that are compared; 0: not known yet
         self._reference_z: F32 | None = None
         self._recent: deque[Sample] = deque(maxlen=RECENT)
 
@@ -62,19 +68,38 @@ class EmbeddingWatch:
 
     def add(self, windows: Windows) -> None:
         """What came. Of what comes between two looks the newest is looked at."""
-        there = np.flatnonzero(np.diff(windows.offsets))  # a graph may have lost its last edge
+        there = np.flatnonzero(np.diff(windows.offsets) >= max(self._rows, 1))
         windows = subset(windows, there[-BATCH:] if self.complete else there)
-        if not len(windows):
+        if not len(windows):  # a graph may have lost its last edge
             return
+        windows = windows if not self._rows else self._newest(windows)
         if not self.complete:
             if not self._parts:
                 room = REFERENCE_BYTES * len(windows) // max(windows.nbytes, 1)
                 self._wanted = min(max(room, LEAST), REFERENCE)
             self._parts.append(windows)
             self._held += len(windows)
+            if self._held >= self._wanted:
+                self._measure()
             return
         both = windows if self._waiting is None else Windows.concat([self._waiting, windows])
         self._waiting = subset(both, np.arange(max(len(both) - BATCH, 0), len(both)))
+
+    def _measure(self) -> None:
+        """How many rows are compared; of the reference that leaves half of the windows at least."""
+        whole = Windows.concat(self._parts)
+        whole = subset(whole, np.arange(min(len(whole), self._wanted)))
+        self._rows = max(int(np.median(np.diff(whole.offsets))), 1)
+        self._parts = [self._newest(whole)]
+        self._held = self._wanted = len(self._parts[0])
+
+    def _newest(self, windows: Windows) -> Windows:
+        """The newest rows of those that have so many, as if nothing had been before."""
+        which = np.flatnonzero(np.diff(windows.offsets) >= self._rows)
+        length = np.full(len(which), self._rows)
+        found = cut(windows, which, windows.offsets[which + 1] - length, length, 0)
+        first_us = found.rows.time_us[found.offsets[:-1]]
+        return replace(found, first_us=first_us, totals=np.zeros_like(found.totals))
 
     def serve(self, encoder: Encoder) -> None:
         """A new release: the reference is encoded anew, and so is what was looked at since the last alarm: a window
@@ -130,7 +155,7 @@ class EmbeddingWatch:
         self._held = sum(map(len, self._parts))
         if complete:
             self._wanted = self._held
-            if self._wanted < LEAST // 2:  # where they are large it had no more from the start
+            if self._wanted < LEAST // 4:  # where they are large it had no more from the start
                 self.renew()
                 return
         if self._reference_z is not None:
@@ -163,4 +188,4 @@ class EmbeddingWatch:
     def restore(self, reference: Windows) -> None:
         self.renew()
         self._parts = [reference]
-        self._held = self._wanted = len(reference)
+        self._measure()
