@@ -42,6 +42,7 @@ class SmallManifest:
     node_categories: tuple[str, ...] = ()
     window: int = 64  # at most the ring
     kept: int = HIDDEN
+    step: tuple[str, ...] = ("row",)  # there is such a graph
 
 
 @dataclass(frozen=True)
