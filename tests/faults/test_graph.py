@@ -22,8 +22,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 FAULTS: dict[str, Callable[[Service, int, int], Outcome]] = {
     "a shard is killed": partial(processes.kill_actor, what="ShardProcess"),
     "Kafka is killed": brokers.killed,
-    "stopped under load": processes.stop_under_load,
-    "four shards, then one": processes.rescale,
 }
 
 

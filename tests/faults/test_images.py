@@ -22,7 +22,6 @@ FAULTS: dict[str, Callable[[Service, int, int], Outcome]] = {
     "the learner is killed": partial(processes.kill_actor, what="LearnProcess"),
     "the daemon is killed": processes.kill_driver,
     "1% poison": poison.poisoned,
-    "stopped under load": processes.stop_under_load,
 }
 
 

@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 FAULTS: dict[str, Callable[[Service, int, int], Outcome]] = {
     "a shard is killed": partial(processes.kill_actor, what="ShardProcess"),
     "the daemon is killed": processes.kill_driver,
-    "stopped under load": processes.stop_under_load,
 }
 
 
