@@ -11,7 +11,7 @@ import torch
 from learning import kinds, learner_state
 from learning.config import EncoderConfig
 from learning.encoders.base import FieldEncoder
-from learning.halves import cut
+from learning.halves import newest_rows
 from learning.kinds.events import pad, subset
 from learning.learner import EVALUATED, Learner
 from learning.replay import Replay
@@ -60,8 +60,7 @@ class FieldLearner(Learner):
         if (n > most).any():
             which = np.flatnonzero(n)
             n = np.minimum(n[which], most)
-            start, gap_us = windows.offsets[which + 1] - n, self.shape.session_gap_us
-            windows = cut(windows, which, start, n, gap_us)
+            windows = newest_rows(windows, which, n, self.shape.session_gap_us)
         return super().receive(windows)
 
     def _observe(self, windows: Windows, new: I64) -> None:

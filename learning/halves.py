@@ -75,6 +75,11 @@ def cut(windows: Windows, which: I64, start: I64, length: I64, gap_us: int) -> W
     )
 
 
+def newest_rows(windows: Windows, which: I64, length: I64, gap_us: int) -> Windows:
+    """Of some windows their last `length` rows; what went before is in the totals."""
+    return cut(windows, which, windows.offsets[which + 1] - length, length, gap_us)
+
+
 def _part(windows: Windows, corner: int) -> Windows:
     rows = windows.rows
     assert isinstance(rows, ImageRows)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from learning.halves import cut
+from learning.halves import newest_rows
 from learning.kinds import pixels_view
 from learning.kinds.images import Looks, boxes, looked
 from learning.pixels import floats
@@ -67,7 +67,7 @@ def truncated(windows: Windows, _: np.random.Generator, gap_us: int) -> Windows:
     """The newest rows alone; what went before is in the totals."""
     n = np.diff(windows.offsets)
     length = np.maximum(np.rint(KEPT * n).astype(np.int64), 1)
-    return cut(windows, np.arange(len(windows)), windows.offsets[1:] - length, length, gap_us)
+    return newest_rows(windows, np.arange(len(windows)), length, gap_us)
 
 
 def masked(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from learning.encoders.base import Encoder
-from learning.halves import cut
+from learning.halves import newest_rows
 from learning.kinds.events import subset
 from learning.mmd import BATCH, FILLED, MmdDrift
 from learning.student import embed
@@ -96,8 +96,7 @@ class EmbeddingWatch:
     def _newest(self, windows: Windows) -> Windows:
         """The newest rows of those that have so many, as if nothing had been before."""
         which = np.flatnonzero(np.diff(windows.offsets) >= self._rows)
-        length = np.full(len(which), self._rows)
-        found = cut(windows, which, windows.offsets[which + 1] - length, length, 0)
+        found = newest_rows(windows, which, np.full(len(which), self._rows), 0)
         first_us = found.rows.time_us[found.offsets[:-1]]
         return replace(found, first_us=first_us, totals=np.zeros_like(found.totals))
 
@@ -107,8 +106,6 @@ class EmbeddingWatch:
         self._encoder = encoder
         if not self.complete:
             return
-        self._parts = [subset(Windows.concat(self._parts), np.arange(self._wanted))]
-        self._held = self._wanted
         rng = np.random.default_rng(self._seed)
         since = self._detector.batches if self._detector is not None else 0
         self._recent = deque(
