@@ -3,18 +3,14 @@
 import io
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from actors.folders import write_folder
-from actors.graphs import described, files, of_stream
-from actors.served import set_current
-from schemas.published import Manifest
 from schemas.records import F32, U8
 from schemas.stream import ImageConfig, StreamConfig
 from tests.fakes import Record
+from tests.releases import write_release
 
 SIDE, DIM = 8, 3
 STREAM = StreamConfig(kind="image", image=ImageConfig(side=SIDE), time_unit="s")
@@ -78,12 +74,7 @@ def make_release(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     graphs = {"encode": model.SerializeToString()}
-    manifest = Manifest(
-        stream="test", release=number, generation=generation, created_us=number, dim=DIM, window=window,
-        state=0, **of_stream(stream), **described(graphs),
-    )  # fmt: skip
-    write_folder(releases, str(number), files(graphs), lambda: msgspec.to_builtins(manifest))
-    set_current(releases, number)
+    write_release(releases, number, graphs, stream, generation, dim=DIM, window=window)
 
 
 def pixels(colours: list[tuple[int, int, int]]) -> U8:

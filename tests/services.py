@@ -11,22 +11,20 @@ from actors.cut import columns
 from actors.decode import DecodeConfig, make_decoder
 from actors.embed import Releases, encode_anew
 from actors.encode import Release
-from actors.folders import epoch_of, write_folder
-from actors.graphs import described, files, of_stream
+from actors.folders import epoch_of
 from actors.group import Group
 from actors.ports import LearnerPort
 from actors.processes import images_of
-from actors.served import set_current
 from actors.shard import Ports, Shard
 from actors.shard_config import ShardConfig
 from actors.sink import Sink
 from actors.state import State
 from learning import encoders, export
 from learning.config import EncoderConfig, GruConfig
-from schemas.published import Manifest
 from schemas.stream import Field, FieldType, StreamConfig
 from tests.fake_sink import MemoryServer, MemorySink
 from tests.fakes import MemoryDeadLetters, MemorySource, Record
+from tests.releases import write_release
 
 STREAM = StreamConfig(
     entity="who",
@@ -54,18 +52,10 @@ def make_release(
         torch.manual_seed(number)
         module = encoders.build(encoder, stream.shape).eval()
     graphs = export.export(module, {"release": str(number)})
-    manifest = Manifest(
-        stream="test", release=number, generation=generation, created_us=number, dim=encoder.dim,
-        window=encoder.window, state=encoder.state, **of_stream(stream),
-        **described(graphs),
+    write_release(
+        releases, number, graphs, stream, generation,
+        dim=encoder.dim, window=encoder.window, state=encoder.state,
     )  # fmt: skip
-    write_folder(
-        releases,
-        str(number),
-        files(graphs),
-        lambda: msgspec.to_builtins(manifest),
-    )
-    set_current(releases, number)
 
 
 def record(who: str, at: int, amount: float = 1.0, what: str = "x", **more: object) -> Record:

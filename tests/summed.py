@@ -4,7 +4,6 @@ oracle: every vector from scratch."""
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -13,15 +12,12 @@ from actors.decode import DecodeConfig, make_decoder
 from actors.edges import Edges
 from actors.embed import encode_anew
 from actors.encode import Release
-from actors.folders import write_folder
-from actors.graphs import described, files, of_stream
-from actors.served import set_current
 from actors.state import State
 from learning.node_table import NodeTable
-from schemas.published import Manifest
 from schemas.records import F32
 from schemas.stream import StreamConfig
 from tests.fakes import Record
+from tests.releases import write_release
 
 DIM = 6
 
@@ -31,12 +27,7 @@ def make_release(
 ) -> None:
     """Writes it and names it as current. Its weights follow from its number and the names of the fields."""
     graphs = {"encode": _graph(number, stream)}
-    manifest = Manifest(
-        stream="test", release=number, generation=generation, created_us=number, dim=DIM, window=window,
-        state=0, **of_stream(stream), **described(graphs),
-    )  # fmt: skip
-    write_folder(releases, str(number), files(graphs), lambda: msgspec.to_builtins(manifest))
-    set_current(releases, number)
+    write_release(releases, number, graphs, stream, generation, dim=DIM, window=window)
 
 
 def from_scratch(
